@@ -1,0 +1,1 @@
+"""From records to frames, statistics, figures and reports. Imports no jax."""

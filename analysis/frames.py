@@ -1,0 +1,97 @@
+"""Records as one tidy pandas frame: a row per measurement, with what identifies its trial."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from testbed import records
+from testbed.records import Record, Trouble
+
+# What makes two trials the same but for the seed.
+CONFIGURATION = ["task", "task_fingerprint", "protocol", "optimizer", "hyperparameters", "total_steps"]
+
+
+def load(folder: Path) -> tuple[pd.DataFrame, list[Trouble]]:
+    """All measurements below a folder, and the lines that could not be read.
+
+    Columns: run_id, task, task_fingerprint, protocol, optimizer, optimizer_sha256, hyperparameters
+    (JSON text), seed, total_steps, batch_size, timed, host, commit, status (`unfinished` where a record
+    has no end), target_metric, target_value, target_mode, label, and those of the measurements: step,
+    epoch, train_seconds, train_loss, train_kl, validation_kl, ... Null scores are NaN.
+    """
+    found = records.read_folder(folder)
+    troubles = [trouble for record in found for trouble in record.troubles]
+    rows = [
+        _trial(record) | {k: v for k, v in row.items() if k != "kind"}
+        for record in found
+        if record.header
+        for row in record.measurements
+    ]
+    frame = pd.DataFrame(rows)
+    if not frame.empty:
+        scores = sorted(
+            {name for record in found for row in record.measurements for name in row} - {"kind"}
+        )
+        frame[scores] = frame[scores].apply(pd.to_numeric)  # a column of nulls alone is of objects
+        duplicated = frame.duplicated(["run_id", "step"], keep="last")
+        frame = frame[~duplicated].sort_values(["run_id", "step"], ignore_index=True)
+        frame["label"] = labels(frame)
+    return frame, troubles
+
+
+def _trial(record: Record) -> dict[str, Any]:
+    header = record.header
+    plain = (
+        "run_id",
+        "task",
+        "task_fingerprint",
+        "protocol",
+        "optimizer",
+        "optimizer_sha256",
+        "seed",
+        "total_steps",
+        "batch_size",
+        "timed",
+    )
+    return {name: header.get(name) for name in plain} | {
+        "hyperparameters": json.dumps(header.get("hyperparameters", {}), sort_keys=True),
+        "host": (header.get("device") or {}).get("host"),
+        "commit": (header.get("git") or {}).get("commit"),
+        "status": record.end["status"] if record.end else "unfinished",
+        **{f"target_{name}": value for name, value in (header.get("target") or {}).items()},
+    }
+
+
+def labels(frame: pd.DataFrame) -> pd.Series:
+    """A name for each row's configuration, no longer than tells it from the others of its task.
+
+    The optimizer; the protocol where there are several; and those hyperparameters in which the
+    configurations of one optimizer at one horizon differ.
+    """
+    several_protocols = frame["protocol"].nunique() > 1
+    several_optimizers = frame["optimizer"].nunique() > 1
+
+    def label(row: pd.Series, differing: Sequence[str]) -> str:
+        hp = json.loads(row["hyperparameters"])
+        parts = [row["optimizer"]] if several_optimizers or not several_protocols else []
+        parts += [row["protocol"]] if several_protocols else []
+        parts += [f"{name}={_short(hp[name])}" for name in differing if name in hp]
+        return " ".join(parts)
+
+    named = {}
+    for _, group in frame.groupby(["task", "optimizer", "total_steps"], dropna=False):
+        configurations = [json.loads(text) for text in group["hyperparameters"].unique()]
+        names = sorted({name for hp in configurations for name in hp})
+        differing = [n for n in names if len({str(hp.get(n)) for hp in configurations}) > 1]
+        for _, row in group.drop_duplicates(["protocol", "hyperparameters"]).iterrows():
+            key = (row["task"], row["optimizer"], row["total_steps"], row["protocol"])
+            named[(*key, row["hyperparameters"])] = label(row, differing)
+    columns = ["task", "optimizer", "total_steps", "protocol", "hyperparameters"]
+    return pd.Series([named[tuple(row)] for row in frame[columns].to_numpy()], index=frame.index)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,1 @@
+"""The commands. Run them as `python benchmarks/<command>.py`."""

@@ -1,0 +1,111 @@
+"""What the testbed costs: a trial's steps per second against a loop written by hand.
+
+    python benchmarks/overhead.py --task digits --task digits-resnet
+
+The hand-written loop makes the same lessons and takes the same steps, and does nothing else: no
+record, no checkpoint, no measurement, no divergence check, no clock. Both run in turn, so that trouble
+on the machine hits both; the ratio is that of the medians of their steps per second.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import optax
+from jax import random
+
+from benchmarks.commands import choose, make_trial, positive, serve
+from optimizers import registry
+from testbed import compilation, lessons, records
+from testbed.tasks import TASKS
+from testbed.tasks.task import Task
+from testbed.trial import Trial, load_world, make_keys, make_lesson, run
+
+
+def main() -> None:
+    """Times both, in turn."""
+    p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    p.add_argument("--task", action="append", metavar="NAME", help="default: digits and digits-resnet")
+    p.add_argument("--opt", default="adam", metavar="NAME", help="default: %(default)s")
+    p.add_argument("--steps", type=positive, metavar="N", help="per round; default: short horizon")
+    p.add_argument("--rounds", type=positive, default=5, metavar="N", help="default: %(default)s")
+    p.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    args = p.parse_args()
+    compilation.enable_cache()
+    for name in args.task or ["digits", "digits-resnet"]:
+        task = choose("--task", name, TASKS)
+        steps = args.steps or task.horizons["short"]
+        trial = make_trial(task, "function_matching", registry.find(args.opt), steps, 0, {})
+        compare(trial, args.rounds)
+
+
+def compare(trial: Trial, rounds: int) -> None:
+    """Prints steps per second of both sides, and their ratio."""
+    by_hand = HandWritten(trial)
+    speeds: dict[str, list[float]] = {"trial": [], "by hand": []}
+    for number in range(rounds + 1):
+        seconds = {"trial": timed_trial(trial), "by hand": by_hand.run(trial.total_steps)}
+        if number:  # the first round warms up
+            for side, s in seconds.items():
+                speeds[side].append(trial.total_steps / s)
+    medians = {side: statistics.median(values) for side, values in speeds.items()}
+    ratios = sorted(t / h for t, h in zip(speeds["trial"], speeds["by hand"], strict=True))
+    print(
+        f"{trial.task.name} {trial.optimizer.name}: trial {medians['trial']:.1f} steps/s, by hand "
+        f"{medians['by hand']:.1f} steps/s, ratio {medians['trial'] / medians['by hand']:.3f} "
+        f"(of {rounds} pairs: median {statistics.median(ratios):.3f}, "
+        f"from {ratios[0]:.3f} to {ratios[-1]:.3f})"
+    )
+
+
+def timed_trial(trial: Trial) -> float:
+    """Seconds on the clock of a whole trial."""
+    with tempfile.TemporaryDirectory() as out:
+        for _ in run(trial, Path(out)):
+            pass
+        end = records.read(trial.record_path(Path(out))).end
+    assert end is not None
+    return float(end["ledger"]["train_s"])
+
+
+class HandWritten:
+    """The same lessons and steps in one jitted loop, as one would write it for this task alone."""
+
+    def __init__(self, trial: Trial) -> None:
+        self._world, self._keys, task = load_world(trial.task), make_keys(trial.seed), trial.task
+        optimizer = trial.optimizer.build(trial.total_steps, **trial.optimizer.hyperparameters)
+
+        def loop(params: Any, opt_state: Any, steps: Any, world: Any, key: Any) -> Any:
+            def step(i: Any, carry: Any) -> Any:
+                params, opt_state = carry
+                lesson = make_lesson(task, "function_matching", world, key, i)
+                grads = jax.grad(_loss)(params, lesson, task)
+                updates, opt_state = optimizer.update(grads, opt_state, params)
+                return optax.apply_updates(params, updates), opt_state
+
+            return jax.lax.fori_loop(0, steps, step, (params, opt_state))
+
+        self._loop = jax.jit(loop)
+        self._params = task.student.init(random.key(0), self._world.images[:1])["params"]
+        self._opt_state = optimizer.init(self._params)
+        self.run(1)  # compiles
+
+    def run(self, steps: int) -> float:
+        """Seconds for that many steps."""
+        begun = time.perf_counter()
+        jax.block_until_ready(
+            self._loop(self._params, self._opt_state, steps, self._world, self._keys.lessons)
+        )
+        return time.perf_counter() - begun
+
+
+def _loss(params: Any, lesson: lessons.Lesson, task: Task) -> Any:
+    return lessons.loss(lesson, task.student.apply({"params": params}, lesson.images))  # type: ignore[arg-type]
+
+
+if __name__ == "__main__":
+    serve(main)

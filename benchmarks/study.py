@@ -1,0 +1,81 @@
+"""Checks a claim of the paper: runs, figure, verdict.
+
+    python benchmarks/study.py consistency
+
+consistency: with teachers that see the same view as the student there is no overfitting; with a
+fixed teacher there is (Beyer et al. 2021, section 3.1).
+"""
+
+import argparse
+from pathlib import Path
+
+import pandas as pd
+
+from analysis import comparison, figures, frames
+from benchmarks.commands import choose, make_trial, positive, run_all, serve
+from optimizers import registry
+from testbed.tasks import TASKS
+
+
+def main() -> None:
+    """Runs the study."""
+    p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    p.add_argument("study", choices=["consistency"], help="the claim")
+    p.add_argument("--task", default="digits", metavar="NAME", help="default: %(default)s")
+    p.add_argument("--opt", default="adam", metavar="NAME", help="optimizer; default: %(default)s")
+    p.add_argument("--horizon", default="medium", metavar="NAME", help="default: %(default)s")
+    p.add_argument("--seeds", type=positive, default=5, metavar="N", help="default: %(default)s")
+    p.add_argument("--out", type=Path, default=Path("runs/consistency"), metavar="DIR", help="records")
+    p.add_argument("--report", type=Path, default=Path("report"), metavar="DIR", help="figure and table")
+    p.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    args = p.parse_args()
+    task = choose("--task", args.task, TASKS)
+    steps = choose("--horizon", args.horizon, task.horizons)
+    spec = registry.find(args.opt)
+    trials = [
+        make_trial(task, protocol, spec, steps, seed, {})
+        for protocol in ("fixed_teacher", "function_matching")
+        for seed in range(args.seeds)
+    ]
+    paths = set(run_all(trials, args.out))
+    frame, _ = frames.load(args.out)
+    run_ids = {path.stem for path in paths}
+    frame = frame[frame["run_id"].isin(run_ids)].reset_index(drop=True)
+    frame["label"] = frame["protocol"]
+    args.report.mkdir(parents=True, exist_ok=True)
+    figures.save(figures.overfitting(frame), args.report, f"consistency-{task.name}-{steps}")
+    table = overfitting(frame)
+    table.to_csv(args.report / f"consistency-{task.name}-{steps}.csv")
+    print(table.to_string())
+
+
+def overfitting(frame: pd.DataFrame) -> pd.DataFrame:
+    """Per protocol, medians over seeds with intervals, as text.
+
+    gap: held-out KL / training KL at the end; gap at a quarter: the same after a quarter of the steps;
+    rise: held-out KL at the end / the lowest along the way (above 1: it went up again).
+    """
+    rows = {}
+    for protocol, of_protocol in frame.groupby("protocol"):
+        values = []
+        for _, trial in of_protocol.groupby("seed"):
+            curve = trial.set_index("step").sort_index()
+            held_out, training = curve["validation_kl"], curve["train_kl"]
+            quarter = held_out.index[held_out.index >= held_out.index[-1] / 4][0]
+            values.append(
+                {
+                    "held-out KL": held_out.iloc[-1],
+                    "training KL": training.iloc[-1],
+                    "gap": held_out.iloc[-1] / training.iloc[-1],
+                    "gap at a quarter": held_out[quarter] / training[quarter],
+                    "rise": held_out.iloc[-1] / held_out.min(),
+                }
+            )
+        measured = pd.DataFrame(values)
+        rows[protocol] = {name: str(comparison.estimate(measured[name])) for name in measured}
+        rows[protocol]["n"] = str(len(measured))
+    return pd.DataFrame(rows)
+
+
+if __name__ == "__main__":
+    serve(main)

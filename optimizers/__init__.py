@@ -1,0 +1,5 @@
+"""Optimizers: one module each, with `build` and, for all but the simplest, `SPEC`.
+
+A module in this folder that defines `build` is registered under its file's name, and with that under
+the shared tests. Imports jax, optax and its siblings only.
+"""

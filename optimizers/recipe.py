@@ -1,0 +1,76 @@
+"""The recipe that all optimizers share, so that comparisons differ in the update rule only.
+
+    p <- p - s(i) * (learning_rate * direction_i + weight_decay * p)
+
+The form of big_vision's `optax.py` (Beyer et al. 2021): the gradient is clipped by its global norm,
+weight decay touches kernels only, follows the schedule s, and is *not* multiplied by the learning
+rate: optax.adamw calls weight_decay / learning_rate what is weight_decay here.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optimizers.spec import Allowed, Search
+
+ALLOWED: Mapping[str, Allowed] = MappingProxyType(
+    {
+        "learning_rate": Allowed(0.0),
+        "warmup": Allowed(0.0, 1.0),
+        "weight_decay": Allowed(0.0),
+        "clip": Allowed(1e-30),
+    }
+)
+WEIGHT_DECAY = Search(1e-6, 1e-3)
+
+
+def recipe(
+    direction: optax.GradientTransformation,
+    total_steps: int,
+    *,
+    learning_rate: float,
+    weight_decay: float,
+    warmup: float,
+    clip: float,
+) -> optax.GradientTransformationExtraArgs:
+    """clip -> direction -> learning rate -> weight decay -> schedule.
+
+    Args:
+      direction: gradients -> ascent directions; its extra arguments reach it.
+      total_steps: where the schedule ends.
+      learning_rate: multiplies the direction.
+      weight_decay: share of each kernel taken off per step, at the schedule's height of 1.
+      warmup: share of total_steps in which the schedule rises from 0.
+      clip: largest global norm of the gradient.
+    """
+    return optax.chain(
+        optax.clip_by_global_norm(clip),
+        direction,
+        optax.scale(learning_rate),
+        optax.add_decayed_weights(weight_decay, mask=kernels),
+        optax.scale_by_schedule(lambda i: -schedule(i, total_steps, warmup)),
+    )
+
+
+def schedule(step: jax.Array, total_steps: int, warmup: float) -> jax.Array:
+    """Linear warm-up times cosine decay, in [0, 1]; `step` counts updates from 0.
+
+    0.5 (1 + cos(pi clip((i - W) / (T - W), 0, 1))) min(1, i / W) with W = warmup * T, as big_vision's
+    `create_learning_rate_schedule`: with W > 0 the first update has height 0, and the last one
+    is a little above it.
+    """
+    rise = warmup * total_steps
+    decay = jnp.clip((step - rise) / (total_steps - rise), 0, 1)
+    height = 0.5 * (1 + jnp.cos(jnp.pi * decay))
+    return height * jnp.where(step < rise, step / jnp.maximum(rise, 1e-9), 1.0)
+
+
+def kernels(params: Any) -> Any:
+    """A tree of booleans: which leaves are called `kernel` (biases and norms are not)."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: bool(path) and getattr(path[-1], "key", None) == "kernel", params
+    )

@@ -1,0 +1,51 @@
+"""What is on the clock, what is off it, and the audit that they add up.
+
+Every second of a trial belongs to one row of its ledger. Only `train_s` is on the clock: data,
+lesson, learning and `eval_params`, closed by whoever uses it with a block on the whole state.
+"""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+ROWS = ("setup_s", "compile_s", "train_s", "eval_s", "checkpoint_s", "record_s")
+
+
+class Ledger:
+    """Seconds by row, and the wall time that they should add up to."""
+
+    def __init__(self) -> None:
+        self._started = time.perf_counter()
+        self._rows = dict.fromkeys((*ROWS, "data_wait_s"), 0.0)
+
+    def resume(self, rows: Mapping[str, float]) -> None:
+        """Goes on from the rows of a checkpoint.
+
+        What was done after that checkpoint and lost is in no row, and not in the wall time either.
+        """
+        for row in self._rows:
+            self._rows[row] += rows[row]
+        self._started -= rows["wall_s"]
+
+    @contextmanager
+    def on(self, row: str) -> Iterator[None]:
+        """Books the time spent inside on `row`; not to be nested."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._rows[row] += time.perf_counter() - started
+
+    @property
+    def train_s(self) -> float:
+        """Seconds on the clock so far."""
+        return self._rows["train_s"]
+
+    def rows(self) -> dict[str, float]:
+        """All rows, with `wall_s` as of now."""
+        return self._rows | {"wall_s": time.perf_counter() - self._started}
+
+
+def gap(rows: Mapping[str, float]) -> float:
+    """The share of the wall time that no row accounts for."""
+    return 1 - sum(rows[row] for row in ROWS) / rows["wall_s"]

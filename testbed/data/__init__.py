@@ -1,0 +1,1 @@
+"""Images and labels, split once and for ever."""

@@ -1,0 +1,75 @@
+"""scikit-learn's bundled digits: 1,797 real 8x8 images, split once and for ever.
+
+1,020 training images (as many as Flowers-102 has), 377 for validation and 400 for the test, in each
+the share of every class of the whole set. Within a class, images are ordered by the SHA-256 of their
+pixels: the split depends on the images alone, on no library's random numbers.
+"""
+
+import functools
+import hashlib
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+SIZES = (1020, 377, 400)  # training, validation, test
+_SHA256 = "5319fbe8f367130cab400eae62f43db18f039bb44f389d2d14fff4adcbb94157"
+
+
+class Part(NamedTuple):
+    """A part of a data set."""
+
+    images: NDArray[np.float32]  # [n, h, w, c], values in [-1, 1]
+    labels: NDArray[np.int32]  # [n]
+
+
+class Data(NamedTuple):
+    """A data set that fits the device, and the SHA-256 of all that it holds."""
+
+    training: Part
+    validation: Part
+    test: Part
+    sha256: str
+
+
+@functools.cache
+def load() -> Data:
+    """The three parts.
+
+    Raises:
+      ValueError: scikit-learn's images are not those that the split was made for.
+    """
+    from sklearn.datasets import load_digits  # takes a second to import
+
+    bundle = load_digits()
+    pixels = np.asarray(bundle.images, np.uint8)
+    labels = np.asarray(bundle.target, np.int32)
+    images = (pixels / 8 - 1).astype(np.float32)[..., None]
+    parts = [Part(images[index], labels[index]) for index in split(pixels, labels)]
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part.images.tobytes() + part.labels.tobytes())
+    if digest.hexdigest() != _SHA256:
+        raise ValueError(
+            f"scikit-learn's digits have SHA-256 {digest.hexdigest()}, not {_SHA256}: "
+            "install a scikit-learn whose bundled digits are the original ones"
+        )
+    training, validation, test = parts
+    return Data(training, validation, test, _SHA256)
+
+
+def split(pixels: NDArray[np.uint8], labels: NDArray[np.int32]) -> list[NDArray[np.intp]]:
+    """Stratified indices into pixels [n, ...] and labels [n], one array for each of SIZES.
+
+    Spreads every class evenly over a common order, and cuts that order at SIZES.
+    """
+    classes = np.unique(labels)
+    place = np.empty(len(labels))
+    for c in classes:
+        members = np.flatnonzero(labels == c)
+        order = np.argsort([hashlib.sha256(pixels[i].tobytes()).hexdigest() for i in members])
+        # The offset breaks ties between classes of one size.
+        place[members[order]] = (np.arange(len(members)) + (c + 1) / (len(classes) + 1)) / len(members)
+    ordered = np.argsort(place, kind="stable")
+    ends = np.cumsum(SIZES)
+    return np.split(ordered, ends[:-1])

@@ -1,0 +1,58 @@
+"""Where a result comes from: versions, device, commit."""
+
+import functools
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import jax
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """Versions of what computes a trial."""
+    found = {"python": platform.python_version()}
+    for package in ("funmatch", "jax", "jaxlib", "optax", "flax", "numpy"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+@functools.cache
+def device() -> dict[str, Any]:
+    """The device that computes, and the host that it is in."""
+    first = jax.devices()[0]
+    return {
+        "platform": first.platform,
+        "kind": first.device_kind,
+        "count": jax.device_count(),
+        "processor": _processor(),
+        "host": platform.node(),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")
+
+
+@functools.cache
+def git() -> dict[str, Any] | None:
+    """Commit of the code and whether it was changed since; None outside a checkout."""
+    folder = Path(__file__).parent
+
+    def ask(*words: str) -> str:
+        call = ["git", "-C", str(folder), *words]
+        return subprocess.run(call, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return {"commit": ask("rev-parse", "HEAD"), "dirty": bool(ask("status", "--porcelain"))}
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,148 @@
+"""The record format: one file per trial, one JSON object per line, appended and flushed to disk.
+
+`<out>/<task>/<optimizer>/<run_id>.jsonl`; docs/design.md lists the fields. Standard library only:
+analysis reads records without jax.
+"""
+
+import fcntl
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from testbed.errors import RequestError
+
+SCHEMA = 1
+
+
+class Trouble(NamedTuple):
+    """A line of a record that could not be used."""
+
+    path: Path
+    line: int  # from 1; 0 for the whole file
+    reason: str
+
+
+class Record(NamedTuple):
+    """One trial as read from its file."""
+
+    path: Path
+    header: dict[str, Any]
+    measurements: list[dict[str, Any]]
+    end: dict[str, Any] | None  # None: the trial is running, or was interrupted
+    troubles: list[Trouble]
+
+
+def run_id(identity: Mapping[str, Any]) -> str:
+    """A short hash of all that determines a trial."""
+    canonical = json.dumps(identity, sort_keys=True, allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+
+def encode(row: Mapping[str, Any]) -> bytes:
+    """One line. Non-finite numbers become null."""
+    return json.dumps(_finite(row), allow_nan=False).encode() + b"\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
+
+
+def append(path: Path, *rows: Mapping[str, Any], at: int) -> int:
+    """Writes rows from byte `at` on, drops what stood there, flushes to disk; the new length."""
+    with path.open("r+b" if at else "wb") as file:
+        file.seek(at)
+        file.truncate()
+        file.write(b"".join(encode(row) for row in rows))
+        file.flush()
+        os.fsync(file.fileno())
+        return file.tell()
+
+
+def read(path: Path) -> Record:
+    """Reads what can be read of a record; lines that cannot are told in `troubles`."""
+    header: dict[str, Any] = {}
+    measurements: list[dict[str, Any]] = []
+    end = None
+    troubles = []
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        return Record(path, header, measurements, end, [Trouble(path, 0, str(error))])
+    for number, line in enumerate(content.split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            kind = row["kind"]
+        except (ValueError, KeyError, TypeError):
+            troubles.append(Trouble(path, number, "not a JSON object with a kind"))
+            continue
+        if kind == "header" and row.get("schema") != SCHEMA:
+            troubles.append(Trouble(path, number, f"schema {row.get('schema')}, not {SCHEMA}"))
+        elif kind == "header":
+            header = row
+        elif kind == "measurement" and isinstance(row.get("step"), int):
+            measurements.append(row)
+        elif kind == "end":
+            end = row
+        else:
+            troubles.append(Trouble(path, number, f"kind {kind!r} without what belongs to it"))
+    if not header:
+        troubles.append(Trouble(path, 0, "no header"))
+    return Record(path, header, measurements, end, troubles)
+
+
+def read_folder(folder: Path) -> list[Record]:
+    """All records below a folder, in the order of their paths."""
+    return [read(path) for path in sorted(folder.rglob("*.jsonl"))]
+
+
+def first_reaching(
+    measurements: Sequence[Mapping[str, Any]], target: Mapping[str, Any]
+) -> Mapping[str, Any] | None:
+    """The first measurement that is at least as good as the target; None where there is none."""
+    sign = 1 if target["mode"] == "min" else -1
+    for measurement in measurements:
+        value = measurement.get(target["metric"])
+        if value is not None and sign * value <= sign * target["value"]:
+            return measurement
+    return None
+
+
+@contextmanager
+def lock(record: Path) -> Iterator[None]:
+    """Keeps a record's file to this process while it runs the trial.
+
+    Raises:
+      RequestError: another process has it, or the folder cannot be written.
+    """
+    path = record.with_suffix(".lock")
+    try:
+        record.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("wb")
+    except OSError as error:
+        raise RequestError(
+            f"--out: cannot write {record.parent} ({error.strerror}); choose another folder"
+        ) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RequestError(
+                f"trial {record.stem} is being run by another process; wait for it, or use another --out"
+            ) from error
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)

@@ -1,0 +1,38 @@
+"""Options and small tasks that the tests share."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from testbed import compilation
+from testbed.models.mlp import MLP
+from testbed.tasks import TASKS
+from testbed.tasks.task import Task
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--kills", type=int, default=3, help="how often the SIGKILL test kills its trial")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _compilation_cache() -> None:
+    compilation.enable_cache()
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Task:
+    """`digits` with a student and batches so small that a trial takes a second."""
+    return dataclasses.replace(
+        TASKS["digits"],
+        name="tiny",
+        student=MLP(widths=(16,), classes=10),
+        batch_size=32,
+        measure_every=10,
+        views_per_image=1,
+    )
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "runs"

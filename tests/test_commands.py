@@ -1,0 +1,236 @@
+"""The commands, as a user meets them."""
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmarks import make_teacher, overhead, run, study, sweep
+from benchmarks.commands import serve
+from optimizers import registry
+from testbed import records, teachers
+from testbed.tasks import TASKS
+from testbed.trial import load_world
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def tiny_task(tiny, monkeypatch):
+    """Registers the tiny task under its name."""
+    import dataclasses
+    from types import MappingProxyType
+
+    horizons = MappingProxyType({"short": 20, "medium": 80})
+    task = dataclasses.replace(tiny, horizons=horizons)
+    for module in (run, sweep, study):
+        monkeypatch.setattr(module, "TASKS", {**TASKS, "tiny": task})
+
+
+@pytest.fixture
+def command(monkeypatch, capsys, tmp_path):
+    """Runs a command's main in this process: exit status, stdout, stderr."""
+
+    def call(module, *words):
+        monkeypatch.setattr(sys, "argv", [f"{module.__name__.split('.')[-1]}.py", *map(str, words)])
+        with pytest.raises(SystemExit) as caught:
+            serve(module.main)
+        return (caught.value.code, *capsys.readouterr())
+
+    monkeypatch.chdir(tmp_path)
+    return call
+
+
+def test_three_optimizers_race_and_are_reported(command, tiny_task, tmp_path):
+    words = ["--task", "tiny", "--opt", "shampoo", "--opt", "adam", "--opt", "sgd", "--seeds", "2"]
+    status, stdout, stderr = command(run, *words)
+    assert status == 0
+    assert stderr == "", "silent in a pipe"
+    found = records.read_folder(tmp_path / "runs")
+    assert len(found) == 6
+    assert all(record.end["status"] == "finished" for record in found)
+    table = stdout.splitlines()
+    assert table[0].split()[:3] == ["optimizer", "seed", "status"]
+    assert len(table) == 1 + 6 + 2
+    before = {record.path: record.path.read_bytes() for record in found}
+    assert command(run, *words)[0] == 0
+    assert before == {path: path.read_bytes() for path in before}, "nothing is run twice"
+
+
+def test_hyperparameters_of_all_and_of_one(command, tiny_task, tmp_path):
+    status, *_ = command(
+        run, "--task", "tiny", "--opt", "adam", "--opt", "optax.lion", "--steps", "4",
+        "--hp", "learning_rate=0.01", "--hp", "optax.lion.b1=0.5", "--hp", "adam.learning_rate=0.02",
+    )  # fmt: skip
+    assert status == 0
+    by_name = {r.header["optimizer"]: r.header for r in records.read_folder(tmp_path / "runs")}
+    assert by_name["adam"]["hyperparameters"]["learning_rate"] == 0.02
+    assert by_name["adam"]["hyperparameters"]["b1"] == 0.9
+    assert by_name["optax.lion"]["hyperparameters"]["learning_rate"] == 0.01
+    assert by_name["optax.lion"]["hyperparameters"]["b1"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--opt", "shampo"], "the nearest is 'shampoo'"),
+        (["--opt", "nowhere.py"], "no such file"),
+        (["--opt", "optax.adamm"], "near: adam"),
+        (["--opt", "no.module:build"], "cannot be imported"),
+        (["--opt", "without_build.py"], "defines no build"),
+        (["--opt", "raises.py"], "importing it raised RuntimeError: two lines"),
+        (["--opt", "raises_later.py"], "RuntimeError: not today"),
+        (["--opt", "wrong_tree.py"], "update returned nothing at"),
+        (["--opt", "no_transformation.py"], "AttributeError"),
+        (["--opt", "adam", "--hp", "learning_rat=1"], "did you mean 'learning_rate'"),
+        (["--opt", "adam", "--hp", "learning_rate"], "write NAME=VALUE"),
+        (["--opt", "adam", "--hp", "sgd.momentum=0"], "not among the optimizers"),
+        (["--opt", "adam", "--hp", "b1=1.5"], "b1 >= 0 and < 1"),
+        (["--opt", "adam", "--task", "digit"], "the nearest is 'digits'"),
+        (["--opt", "adam", "--horizon", "shorter"], "the nearest is 'short'"),
+        (["--opt", "adam", "--protocol", "fixed"], "the nearest is 'fixed_teacher'"),
+        (["--opt", "adam", "--out", "file/runs"], "choose another folder"),
+        ([], "name at least one optimizer"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(command, tiny_task, tmp_path, words, message):
+    (tmp_path / "file").touch()
+    for name, text in BAD_FILES.items():
+        (tmp_path / f"{name}.py").write_text(text)
+    task = [] if "--task" in words else ["--task", "tiny"]
+    status, stdout, stderr = command(run, *task, *words)
+    assert status == 2
+    assert message in stderr
+    assert stderr.count("\n") == 1
+    assert "Traceback" not in stderr
+    assert stdout == ""
+    assert not list(tmp_path.rglob("*.jsonl")), "no record is left half-begun"
+
+
+OPTAX = "import optax, jax\ndef build(total_steps):\n    "
+BAD_FILES = {
+    "without_build": "x = 1\n",
+    "raises": "raise RuntimeError('two\\nlines')\n",
+    "raises_later": f"{OPTAX}raise RuntimeError('not today')\n",
+    "wrong_tree": (
+        f"{OPTAX}return optax.GradientTransformation(lambda p: (), lambda g, s, p=None: ({{}}, s))\n"
+    ),
+    "no_transformation": f"{OPTAX}return 3\n",
+}
+
+
+@pytest.mark.parametrize("words", [["--seeds", "0"], ["--steps", "-1"], ["--seed", "x"], ["--nonsense"]])
+def test_bad_options_are_status_2(command, words):
+    status, _, stderr = command(run, "--opt", "adam", *words)
+    assert status == 2
+    assert "run.py: error:" in stderr
+
+
+def test_a_damaged_teacher_is_one_line_and_status_2(command, tmp_path, monkeypatch):
+    folder = tmp_path / "teachers"
+    shutil.copytree(teachers.FOLDER, folder)
+    (folder / "digits-a.npz").write_bytes(b"not what it was")
+    load = teachers.load
+    monkeypatch.setattr(teachers, "load", lambda name: load(name, folder))
+    monkeypatch.setattr(
+        "testbed.trial._teacher_sha256", lambda task: (teachers.load("digits-a").sha256,)
+    )
+    status, _, stderr = command(run, "--opt", "adam")
+    assert status == 2
+    assert "the file is damaged" in stderr
+    assert stderr.count("\n") == 1
+    assert not list(tmp_path.rglob("*.jsonl"))
+
+
+def test_list_shows_tasks_optimizers_and_ranges(command):
+    status, stdout, _ = command(run, "--list")
+    assert status == 0
+    for name in [*TASKS, *registry.registered(), "function_matching", "learning_rate", "searched"]:
+        assert name in stdout
+
+
+def test_a_sweep_tunes_all_alike_and_runs_the_best_on_fresh_seeds(command, tiny_task, tmp_path):
+    status, stdout, _ = command(
+        sweep, "--task", "tiny", "--opt", "adam", "--opt", "sgd", "--trials", "3", "--seeds", "2"
+    )
+    assert status == 0
+    tuning = records.read_folder(tmp_path / "runs" / "tuning")
+    final = records.read_folder(tmp_path / "runs" / "final")
+    assert len(tuning) == 6
+    assert len(final) == 4
+    assert {r.header["seed"] for r in tuning}.isdisjoint({r.header["seed"] for r in final})
+    for name in ("adam", "sgd"):
+        of_name = [r for r in tuning if r.header["optimizer"] == name]
+        best = min(of_name, key=lambda r: r.measurements[-1]["validation_kl"] or float("inf"))
+        chosen = {str(r.header["hyperparameters"]) for r in final if r.header["optimizer"] == name}
+        assert chosen == {str(best.header["hyperparameters"])}
+        assert f"{name}: best of 3" in stdout
+
+
+def test_search_points_fill_the_space_and_are_the_same_each_time():
+    spec = registry.find("adam")
+    points = sweep.points(spec, 64)
+    assert points == sweep.points(spec, 64)
+    assert points[:5] == sweep.points(spec, 5)
+    for name, search in spec.space.items():
+        values = [point[name] for point in points]
+        assert search.low <= min(values) < search.low * 1.3
+        assert search.high / 1.3 < max(values) <= search.high
+
+
+def test_the_consistency_study_makes_its_figure_and_table(command, tiny_task, tmp_path):
+    status, stdout, _ = command(
+        study, "consistency", "--task", "tiny", "--horizon", "short", "--seeds", "3"
+    )
+    assert status == 0
+    assert "fixed_teacher" in stdout
+    assert "gap" in stdout
+    assert (tmp_path / "report" / "consistency-tiny-20.png").exists()
+
+
+def test_overhead_measures_both_sides(tiny, capsys):
+    from benchmarks.commands import make_trial
+
+    overhead.compare(make_trial(tiny, "function_matching", registry.find("adam"), 20, 0, {}), 1)
+    assert "ratio" in capsys.readouterr().out
+
+
+def test_teachers_learn_by_the_shipped_recipe(monkeypatch):
+    """A fiftieth of the recipe already teaches more than half of the digits."""
+    monkeypatch.setattr(make_teacher, "STEPS", 120)
+    monkeypatch.setattr(make_teacher, "WARMUP", 20)
+    network, data = teachers.NETWORKS["digits-a"], TASKS["digits"].load()
+    params = make_teacher.train(network, data, seed=0)
+    assert make_teacher.accuracy(network, params, data.validation) > 0.5
+
+
+def test_interrupted_by_sigint_a_command_exits_130_and_resumes(tmp_path):
+    words = [sys.executable, "benchmarks/run.py", "--opt", "adam", "--steps", "1500", "--out", tmp_path]
+    process = subprocess.Popen(
+        words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    while not list(tmp_path.rglob("*.jsonl")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "the same command resumes it" in stderr
+    assert stderr.count("\n") == 1
+    assert list(tmp_path.rglob("*.checkpoint.npz"))
+    (record,) = records.read_folder(tmp_path)
+    step = record.measurements[-1]["step"]
+    again = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
+    (record,) = records.read_folder(tmp_path)
+    assert record.end["status"] == "finished"
+    assert record.end["resumed"] == 1
+    assert step < 1500
+    assert "finished" in again.stdout
+
+
+def test_worlds_are_loaded_once():
+    assert load_world(TASKS["digits"]) is load_world(TASKS["digits"])

@@ -1,0 +1,334 @@
+"""Shared tests: every registered optimizer is under them by being registered."""
+
+import inspect
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax import random
+
+from optimizers import recipe, registry, shampoo
+from optimizers.spec import OptimizerError
+from tests.test_trial import finish, trial_of
+
+STEPS = 30
+NAMES = list(registry.registered())
+
+
+def build(name: str, **hp):
+    spec = registry.find(name)
+    return optax.with_extra_args_support(spec.build(STEPS, **hp))
+
+
+@pytest.fixture
+def params():
+    keys = iter(random.split(random.key(0), 9))
+    return {
+        "conv": {"kernel": random.normal(next(keys), (3, 3, 4, 6)), "bias": jnp.zeros(6)},
+        "dense": {"kernel": random.normal(next(keys), (6, 5)), "bias": jnp.ones(5)},
+        "norm": {"scale": jnp.ones((1, 1, 1, 6))},
+        "temperature": jnp.float32(1.0),
+    }
+
+
+def descend(optimizer, params, gradients):
+    """The updates along given gradients."""
+    state, updates = optimizer.init(params), []
+    step = jax.jit(lambda g, s, p: optimizer.update(g, s, p, **extra(p, g)))
+    for g in gradients:
+        u, state = step(g, state, params)
+        params = optax.apply_updates(params, u)
+        updates.append(u)
+    return updates, state
+
+
+def extra(params, grads):
+    def value_fn(p):
+        return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(p))
+
+    return {
+        "value": value_fn(params),
+        "grad": grads,
+        "value_fn": value_fn,
+        "logits_fn": lambda p: jnp.zeros((2, 3)),
+        "key": random.key(0),
+    }
+
+
+def gradients_like(params, n, scale=1.0):
+    leaves, tree = jax.tree.flatten(params)
+    for i in range(n):
+        keys = random.split(random.key(i), len(leaves))
+        noise = [scale * random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
+        yield jax.tree.unflatten(tree, noise)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_updates_keep_tree_shapes_and_dtypes(name, params):
+    (update, *_), state = descend(build(name), params, gradients_like(params, 2))
+    assert jax.tree.structure(update) == jax.tree.structure(params)
+    jax.tree.map(
+        lambda u, p: (u.shape, u.dtype) == (p.shape, p.dtype) or pytest.fail(str(p.shape)),
+        update,
+        params,
+    )
+    start = build(name).init(params)
+    assert jax.tree.structure(state) == jax.tree.structure(start)
+    shapes = [jax.tree.map(lambda x: (jnp.shape(x), jnp.asarray(x).dtype), s) for s in (state, start)]
+    assert shapes[0] == shapes[1]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_compilation(name, params):
+    optimizer, traces = build(name), []
+
+    @jax.jit
+    def step(g, s, p):
+        traces.append(1)
+        return optimizer.update(g, s, p, **extra(p, g))
+
+    state = jax.tree.map(jnp.asarray, optimizer.init(params))
+    for g in gradients_like(params, 4):
+        _, state = step(g, state, params)
+    assert len(traces) == 1
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-18, 1e-6, 1e6, 1e15])
+@pytest.mark.parametrize("name", NAMES)
+def test_zero_tiny_and_huge_gradients_give_finite_updates(name, scale, params):
+    updates, state = descend(build(name), params, gradients_like(params, 25, scale))
+    for leaf in jax.tree.leaves((updates, state)):
+        assert np.all(np.isfinite(leaf))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_quadratic_is_minimized(name):
+    """f(p) = |p - 1|^2 / 2 on a matrix and a vector, from 0; half of the way is enough."""
+    params = {"kernel": jnp.zeros((4, 3)), "bias": jnp.zeros(3)}
+    optimizer = optax.with_extra_args_support(registry.find(name).build(300, learning_rate=0.05))
+    state = jax.tree.map(jnp.asarray, optimizer.init(params))
+
+    def value_fn(p, key=None, logits_fn=None):
+        return sum(jnp.sum((leaf - 1) ** 2) for leaf in jax.tree.leaves(p)) / 2
+
+    @jax.jit
+    def step(params, state):
+        value, grad = jax.value_and_grad(value_fn)(params)
+        more = extra(params, grad) | {"value": value, "value_fn": value_fn}
+        updates, state = optimizer.update(grad, state, params, **more)
+        return optax.apply_updates(params, updates), state
+
+    start = value_fn(params)
+    for _ in range(300):
+        params, state = step(params, state)
+    evaluated = registry.find(name).eval_params
+    assert value_fn(evaluated(state, params) if evaluated else params) < 0.25 * start
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_tiny_trial_improves(name, tiny, out):
+    record = finish(trial_of(tiny, name), out)
+    first, last = (record.measurements[i]["validation_kl"] for i in (0, -1))
+    assert last < 0.9 * first
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_vmapped_over_a_hyperparameter_equals_separate_runs(name, params):
+    rates = [1e-3, 1e-2]
+    gradients = list(gradients_like(params, 3))
+
+    def last_update(rate):
+        return descend(build(name, learning_rate=rate), params, gradients)[0][-1]
+
+    batched = jax.vmap(last_update)(jnp.asarray(rates))
+    for i, rate in enumerate(rates):
+        one = last_update(rate)
+        jax.tree.map(
+            lambda b, s, i=i: np.testing.assert_allclose(b[i], s, rtol=2e-3, atol=1e-6), batched, one
+        )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_spec_says_what_is_searched_and_where_it_comes_from(name):
+    spec = registry.find(name)
+    defaults = registry.defaults(spec)
+    assert spec.reference
+    assert spec.name == name
+    assert "learning_rate" in spec.space
+    for hyperparameter, search in spec.space.items():
+        assert search.low <= defaults[hyperparameter] <= search.high
+    for hyperparameter, allowed in spec.allowed.items():
+        assert allowed.low <= defaults[hyperparameter] < allowed.high
+    assert inspect.getdoc(spec.build)
+
+
+# The recipe
+
+
+def test_schedule_is_that_of_the_paper():
+    """Warm-up from 0, 1 at its end, cosine, a little above 0 at the last update (docs/protocol.md)."""
+    total, warm = 200, 20
+    i = np.arange(total)
+    expected = (
+        0.5 * (1 + np.cos(np.pi * np.clip((i - warm) / (total - warm), 0, 1))) * np.minimum(1, i / warm)
+    )
+    ours = [recipe.schedule(jnp.float32(k), total, warm / total) for k in i]
+    np.testing.assert_allclose(ours, expected, atol=1e-6)
+    assert ours[0] == 0
+    assert ours[warm] == 1
+    assert 0 < ours[-1] < 1e-3
+    assert recipe.schedule(jnp.float32(0), total, 0.0) == 1
+
+
+def test_recipe_is_clipped_decoupled_and_decays_kernels_only():
+    """p <- p - s (lr g / max(1, |g|) + wd p on kernels), step by step in numpy."""
+    params = {"kernel": np.full((2, 2), 2.0, np.float32), "bias": np.full(2, 3.0, np.float32)}
+    hp = {"learning_rate": 0.5, "weight_decay": 0.1, "warmup": 0.2, "clip": 1.0}
+    optimizer = recipe.recipe(optax.identity(), 10, **hp)
+    state, ours = optimizer.init(params), params
+    for i in range(10):
+        grads = {
+            "kernel": np.full((2, 2), 3 * (i % 2), np.float32),
+            "bias": np.full(2, 0.01, np.float32),
+        }
+        norm = float(np.sqrt(sum(np.sum(g**2) for g in grads.values())))
+        height = float(recipe.schedule(jnp.float32(i), 10, 0.2))
+        params = {
+            name: p - height * (0.5 * grads[name] / max(1, norm) + 0.1 * p * (name == "kernel"))
+            for name, p in params.items()
+        }
+        updates, state = optimizer.update(grads, state, ours)
+        ours = optax.apply_updates(ours, updates)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), ours, params)
+
+
+# Shampoo
+
+
+def inverse_root_64(matrix, exponent, ridge):
+    values, vectors = np.linalg.eigh(np.asarray(matrix, np.float64))
+    values = np.maximum(values, 0) + ridge * values[-1]
+    return (vectors * values**exponent) @ vectors.T
+
+
+def test_shampoo_equals_a_dense_reference():
+    """Twenty steps of the formula in float64 numpy, on a matrix, a vector and a kernel."""
+    shapes = {"matrix": (6, 4), "vector": (5,), "conv": (2, 2, 3, 4)}
+    b1, b2, sb, interval, ridge, eps = 0.9, 0.99, 0.8, 4, 1e-4, 1e-8
+    params = {name: jnp.zeros(shape) for name, shape in shapes.items()}
+    optimizer = shampoo.scale_by_shampoo(b1, b2, sb, interval, ridge, eps=eps)
+    updates, _ = descend(optax.with_extra_args_support(optimizer), params, gradients_like(params, 20))
+    for name, shape in shapes.items():
+        matrix = shape if len(shape) < 3 else (-1, shape[-1])
+        m = v = 0.0
+        statistics, roots = {}, {}
+        for i, g in enumerate(gradients_like(params, 20)):
+            g = np.asarray(g[name], np.float64).reshape(matrix)
+            m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
+            direction = m
+            for axis in range(g.ndim):
+                flat = np.moveaxis(g, axis, 0).reshape(g.shape[axis], -1)
+                statistics[axis] = sb * statistics.get(axis, 0.0) + (1 - sb) * flat @ flat.T
+                if i % interval == 0:
+                    roots[axis] = inverse_root_64(statistics[axis], -1 / (2 * g.ndim), ridge)
+                direction = np.moveaxis(np.tensordot(roots[axis], direction, (1, axis)), 0, axis)
+            adam = (m / (1 - b1 ** (i + 1))) / (np.sqrt(v / (1 - b2 ** (i + 1))) + eps)
+            expected = direction / np.linalg.norm(direction) * np.linalg.norm(adam)
+            error = np.linalg.norm(np.asarray(updates[i][name]).reshape(matrix) - expected)
+            assert error < 2e-3 * np.linalg.norm(expected), (name, i)
+
+
+def test_shampoo_rotates_with_the_inputs_of_a_layer():
+    """Rotating the gradients of a matrix rotates the preconditioned direction (not Adam's norm)."""
+    rotation, _ = np.linalg.qr(np.asarray(random.normal(random.key(7), (6, 6))))
+    gradients = [g["w"] for g in gradients_like({"w": jnp.zeros((6, 4))}, 5)]
+
+    def direction(gradients):
+        state = [jnp.zeros((6, 6)), jnp.zeros((4, 4))]
+        for g in gradients:
+            state = [0.9 * s + 0.1 * shampoo.gram(g, axis) for axis, s in enumerate(state)]
+        roots = tuple(shampoo.inverse_root(s, -0.25, 1e-6) for s in state)
+        return shampoo.precondition(gradients[-1], [(0, 6), (1, 4)], roots)
+
+    plain, rotated = direction(gradients), direction([rotation @ g for g in gradients])
+    np.testing.assert_allclose(rotated, rotation @ plain, atol=1e-3)
+
+
+@pytest.mark.parametrize("exponent", [-0.5, -0.25])
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+def test_inverse_root_equals_float64_at_any_scale(exponent, scale):
+    g = np.asarray(random.normal(random.key(0), (12, 40))) * np.logspace(0, -1.5, 12)[:, None]
+    statistics = g @ g.T
+    root = shampoo.inverse_root(jnp.asarray(statistics * scale, jnp.float32), exponent, 1e-6)
+    expected = inverse_root_64(statistics / np.linalg.norm(statistics, 2), exponent, 1e-6)
+    assert np.linalg.norm(root - expected) < 1e-2 * np.linalg.norm(expected)
+
+
+def test_inverse_root_of_nothing_is_the_identity_and_of_rank_one_is_finite():
+    np.testing.assert_array_equal(shampoo.inverse_root(jnp.zeros((3, 3)), -0.25, 1e-6), jnp.eye(3))
+    v = jnp.arange(5.0)
+    assert np.all(np.isfinite(shampoo.inverse_root(jnp.outer(v, v), -0.5, 1e-6)))
+
+
+def test_long_axes_are_left_alone():
+    params = {"w": jnp.zeros((40, 6))}
+    state = shampoo.scale_by_shampoo(max_size=16).init(params)
+    assert [[s.shape for s in leaf] for leaf in state.statistics] == [[(6, 6)]]
+
+
+# The registry
+
+
+def test_any_optax_transformation_by_name():
+    spec = registry.find("optax.lion")
+    assert registry.defaults(spec)["b1"] == 0.9
+    values = registry.configure(spec, {"learning_rate": "0.5"})
+    update, _ = spec.build(10, **values).update(
+        {"w": jnp.ones(2)}, spec.build(10, **values).init({"w": jnp.ones(2)}), {"w": jnp.zeros(2)}
+    )
+    np.testing.assert_allclose(update["w"], -0.5)
+    assert registry.find("optax.contrib.prodigy").name == "optax.contrib.prodigy"
+
+
+def test_any_importable_function_and_any_file(tmp_path: Path):
+    assert registry.find("optimizers.adam:build").name == "optimizers.adam.build"
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "import optax\ndef build(total_steps, *, learning_rate=0.1):\n    return optax.sgd(0.1)\n"
+    )
+    one = registry.find(str(file))
+    assert (one.name, registry.defaults(one)) == ("mine", {"learning_rate": 0.1})
+    before = registry.source_sha256(one)
+    file.write_text(file.read_text() + "# changed\n")
+    assert registry.source_sha256(registry.find(str(file))) != before
+
+
+def test_source_of_an_optimizer_includes_the_recipe():
+    names = set(registry._sources(inspect.getmodule(registry.find("adam").build)))
+    assert {"optimizers.adam", "optimizers.recipe"} <= names
+    assert "optimizers.shampoo" not in names
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"learning_rat": "1"}, "did you mean 'learning_rate'"),
+        ({"learning_rate": "fast"}, "takes a float for learning_rate"),
+        ({"learning_rate": "-1"}, "learning_rate >= 0"),
+        ({"learning_rate": "nan"}, "takes a number"),
+        ({"b1": "1.0"}, "b1 >= 0 and < 1"),
+    ],
+)
+def test_wrong_hyperparameters_are_refused(given, message):
+    with pytest.raises(OptimizerError, match=message):
+        registry.configure(registry.find("adam"), given)
+
+
+def test_hyperparameters_are_read_as_what_they_are():
+    values = registry.configure(registry.find("shampoo"), {"interval": "5", "learning_rate": "1"})
+    assert values["interval"] == 5
+    assert type(values["interval"]) is int
+    assert type(values["learning_rate"]) is float

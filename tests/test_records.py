@@ -1,0 +1,166 @@
+"""Records and checkpoints: nothing is lost, nothing damaged is fatal."""
+
+import json
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from testbed import checkpoints, clock, records
+from testbed.errors import RequestError
+
+HEADER = {"kind": "header", "schema": records.SCHEMA, "run_id": "x"}
+
+
+def measurement(step, **scores):
+    return {"kind": "measurement", "step": step, **scores}
+
+
+def test_what_is_written_is_read(tmp_path):
+    path = tmp_path / "a.jsonl"
+    length = records.append(path, HEADER, measurement(0, kl=1.5), at=0)
+    length = records.append(path, measurement(10, kl=float("nan")), at=length)
+    records.append(path, {"kind": "end", "status": "finished"}, at=length)
+    record = records.read(path)
+    assert record.header == HEADER
+    assert record.measurements == [measurement(0, kl=1.5), measurement(10, kl=None)]
+    assert record.end == {"kind": "end", "status": "finished"}
+    assert record.troubles == []
+
+
+def test_writing_at_a_position_drops_what_stood_there(tmp_path):
+    path = tmp_path / "a.jsonl"
+    length = records.append(path, HEADER, at=0)
+    records.append(path, measurement(1), measurement(2), at=length)
+    records.append(path, measurement(3), at=length)
+    assert records.read(path).measurements == [measurement(3)]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"kind": "measure',
+        b"\xff\xfe",
+        b"[1, 2]",
+        b"17",
+        b'{"kind": "measurement"}',
+        b'{"kind": "new"}',
+    ],
+)
+def test_damaged_lines_are_told_and_skipped(tmp_path, line):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(records.encode(HEADER) + line + b"\n" + records.encode(measurement(1)))
+    record = records.read(path)
+    assert record.measurements == [measurement(1)]
+    assert [(t.path, t.line) for t in record.troubles] == [(path, 2)]
+
+
+def test_a_record_without_header_or_of_another_schema_is_told(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(records.encode(HEADER | {"schema": 99}))
+    assert [t.reason for t in records.read(path).troubles] == ["schema 99, not 1", "no header"]
+    assert records.read(tmp_path / "none.jsonl").troubles[0].line == 0
+
+
+def test_first_reaching_a_target():
+    rows = [
+        measurement(0, kl=None),
+        measurement(1, kl=3.0),
+        measurement(2, kl=1.0),
+        measurement(3, kl=0.5),
+    ]
+    below = {"metric": "kl", "value": 1.0, "mode": "min"}
+    assert records.first_reaching(rows, below) == rows[2]
+    assert records.first_reaching(rows, below | {"mode": "max"}) == rows[1]
+    assert records.first_reaching(rows, below | {"value": 0.1}) is None
+    assert records.first_reaching(rows, below | {"metric": "other"}) is None
+
+
+def test_run_id_depends_on_values_not_on_order():
+    assert records.run_id({"a": 1, "b": 2}) == records.run_id({"b": 2, "a": 1})
+    assert records.run_id({"a": 1}) != records.run_id({"a": 2})
+
+
+def test_a_folder_that_cannot_be_written_is_refused_and_a_lock_is_released(tmp_path):
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(RequestError, match=r"--out: cannot write .*file"),
+        records.lock(tmp_path / "file" / "a.jsonl"),
+    ):
+        pass
+    path = tmp_path / "a.jsonl"
+    for _ in range(2):
+        with (
+            records.lock(path),
+            pytest.raises(RequestError, match="another process"),
+            records.lock(path),
+        ):
+            pass
+    assert list(tmp_path.glob("*.lock")) == []
+
+
+class State(NamedTuple):
+    a: jax.Array
+    b: tuple[dict, ...]
+
+
+def state(fill) -> State:
+    return State(
+        jnp.full((2, 3), fill, jnp.float32),
+        (
+            {"key": jax.random.key(fill), "old_key": jax.random.PRNGKey(fill)},
+            {"half": jnp.full(4, fill, jnp.bfloat16), "count": jnp.int32(fill), "flag": jnp.bool(fill)},
+        ),
+    )
+
+
+def test_checkpoints_restore_every_kind_of_leaf_bit_by_bit(tmp_path):
+    path = tmp_path / "c.npz"
+    checkpoints.save(path, state(3), {"length": 7})
+    restored, meta = checkpoints.load(path, state(0))
+    assert meta == {"length": 7}
+    assert jax.tree.structure(restored) == jax.tree.structure(state(3))
+    for ours, theirs in zip(jax.tree.leaves(restored), jax.tree.leaves(state(3)), strict=True):
+        assert ours.dtype == theirs.dtype
+        np.testing.assert_array_equal(np.asarray(checkpoints._raw(ours)), checkpoints._raw(theirs))
+    assert [p.name for p in tmp_path.iterdir()] == ["c.npz"]
+
+
+def test_checkpoints_that_do_not_fit_are_not_loaded(tmp_path):
+    path = tmp_path / "c.npz"
+    assert checkpoints.load(path, state(0)) is None
+    checkpoints.save(path, state(3), {})
+    assert checkpoints.load(path, (state(0), state(0))) is None
+    assert checkpoints.load(path, state(0)._replace(a=jnp.zeros((5, 5)))) is None
+    content = path.read_bytes()
+    for damaged in (content[:100], content[:-30], content[:200] + b"\0" + content[201:]):
+        path.write_bytes(damaged)
+        loaded = checkpoints.load(path, state(0))
+        assert loaded is None or damaged == content
+
+
+def test_a_ledger_accounts_for_the_wall_time_and_goes_on():
+    import time
+
+    ledger = clock.Ledger()
+    for row in clock.ROWS:
+        with ledger.on(row):
+            time.sleep(0.02)
+    rows = ledger.rows()
+    assert abs(clock.gap(rows)) < 0.01
+    later = clock.Ledger()
+    later.resume(rows)
+    with later.on("train_s"):
+        time.sleep(0.05)
+    assert later.train_s == pytest.approx(rows["train_s"] + 0.05, abs=0.03)
+    assert abs(clock.gap(later.rows())) < 0.01
+    time.sleep(0.05)
+    assert clock.gap(later.rows()) > 0.05, "time in no row shows"
+
+
+def test_encoded_rows_are_strict_json():
+    row = {"kind": "measurement", "a": float("inf"), "b": [float("nan"), 1.0], "c": {"d": -float("inf")}}
+    decoded = json.loads(records.encode(row), parse_constant=pytest.fail)
+    assert decoded == {"kind": "measurement", "a": None, "b": [None, 1.0], "c": {"d": None}}

@@ -1,0 +1,44 @@
+"""Killed with SIGKILL at random moments and resumed each time, by the command itself."""
+
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from testbed import records
+from tests.test_trial import without_times
+
+RUN = [sys.executable, "benchmarks/run.py", "--opt", "shampoo"]
+ROOT = Path(__file__).parents[1]
+
+
+def test_killed_at_random_moments_the_record_is_that_of_an_uninterrupted_trial(
+    tmp_path: Path, request: pytest.FixtureRequest
+):
+    kills = request.config.getoption("--kills")
+    moments = random.Random(0)  # noqa: S311
+    # Long enough that the trial is still running at the last kill.
+    command = [*RUN, "--steps", str(300 * (kills + 1))]
+    subprocess.run([*command, "--out", tmp_path / "whole"], cwd=ROOT, check=True, capture_output=True)
+    for _ in range(kills):
+        process = subprocess.Popen(
+            [*command, "--out", tmp_path / "killed"],
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            process.wait(timeout=moments.uniform(1, 9))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+    last = [*command, "--out", tmp_path / "killed"]
+    subprocess.run(last, cwd=ROOT, check=True, capture_output=True)
+    (whole,), (killed,) = (records.read_folder(tmp_path / name) for name in ("whole", "killed"))
+    assert killed.troubles == []
+    assert killed.end is not None
+    assert killed.end["resumed"] > 0, "no kill hit the trial after its first checkpoint"
+    assert without_times(killed) == without_times(whole)
+    assert not list(tmp_path.rglob("*.npz"))

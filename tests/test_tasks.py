@@ -1,0 +1,221 @@
+"""Data, teachers, students, examination: what makes a task."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax, random
+from sklearn.datasets import load_digits
+
+from testbed import teachers
+from testbed import trial as loop
+from testbed.data import digits
+from testbed.errors import RequestError
+from testbed.examination import examine
+from testbed.models import bit
+from testbed.models.convolution import convolve
+from testbed.tasks import TASKS
+
+
+def test_the_split_is_stratified_disjoint_and_depends_on_images_alone():
+    bundle = load_digits()
+    pixels, labels = np.asarray(bundle.images, np.uint8), np.asarray(bundle.target, np.int32)
+    parts = digits.split(pixels, labels)
+    assert [len(part) for part in parts] == list(digits.SIZES) == [1020, 377, 400]
+    assert len(np.unique(np.concatenate(parts))) == len(labels)
+    share = np.bincount(labels) / len(labels)
+    for part in parts:
+        assert np.all(np.abs(np.bincount(labels[part]) - share * len(part)) <= 2)
+    # In another order the same images land in the same parts.
+    order = np.random.default_rng(0).permutation(len(labels))
+    again = digits.split(pixels[order], labels[order])
+    for part, other in zip(parts, again, strict=True):
+        assert set(order[other]) == set(part)
+
+
+def test_changed_images_are_refused(monkeypatch):
+    monkeypatch.setattr(digits, "_SHA256", "0" * 64)
+    with pytest.raises(ValueError, match="digits have SHA-256"):
+        digits.load.__wrapped__()
+
+
+@pytest.mark.parametrize("name", list(teachers.NETWORKS))
+def test_teachers_are_as_good_as_their_cards_say(name):
+    teacher, test = teachers.load(name), digits.load().test
+    logits = teacher.network.apply({"params": teacher.params}, test.images)
+    accuracy = np.mean(np.argmax(logits, -1) == test.labels)
+    assert accuracy >= 0.98
+    assert accuracy == pytest.approx(teacher.card["test_accuracy"], abs=1e-6)
+    assert teacher.card["parameters"] == sum(p.size for p in jax.tree.leaves(teacher.params))
+
+
+@pytest.fixture
+def copy(tmp_path):
+    for ending in ("npz", "json"):
+        shutil.copy(teachers.FOLDER / f"digits-a.{ending}", tmp_path)
+    return tmp_path
+
+
+def test_a_teacher_with_one_flipped_bit_is_refused(copy):
+    content = bytearray((copy / "digits-a.npz").read_bytes())
+    content[len(content) // 2] ^= 1
+    (copy / "digits-a.npz").write_bytes(content)
+    with pytest.raises(RequestError, match="the file is damaged"):
+        teachers.load("digits-a", copy)
+
+
+def test_a_teacher_that_does_not_fit_or_is_missing_is_refused(copy):
+    teacher = teachers.load("digits-a")
+    smaller = {**teacher.params, "head": {k: v[..., :9] for k, v in teacher.params["head"].items()}}
+    with pytest.raises(RequestError, match="do not fit"):
+        teachers.save("digits-a", smaller, {"image_shape": [8, 8, 1]}, copy)
+    (copy / "digits-a.npz").unlink()
+    with pytest.raises(RequestError, match="cannot be read"):
+        teachers.load("digits-a", copy / "elsewhere")
+
+
+def test_a_pickle_in_a_teachers_place_is_not_loaded(copy):
+    np.savez(copy / "digits-a.npz", evil=np.array([object()]))
+    card = json.loads((copy / "digits-a.json").read_text())
+    import hashlib
+
+    card["sha256"] = hashlib.sha256((copy / "digits-a.npz").read_bytes()).hexdigest()
+    (copy / "digits-a.json").write_text(json.dumps(card))
+    with pytest.raises((RequestError, ValueError)):
+        teachers.load("digits-a", copy)
+
+
+@pytest.mark.parametrize("name", list(TASKS))
+def test_students_start_at_the_uniform_distribution(name):
+    task = TASKS[name]
+    images = jnp.asarray(task.load().training.images[:4])
+    params = task.student.init(random.key(0), images)["params"]
+    assert isinstance(params, dict)
+    logits = task.student.apply({"params": params}, images)
+    np.testing.assert_array_equal(logits, jnp.zeros((4, 10)))
+
+
+@pytest.mark.parametrize("name", list(TASKS))
+def test_horizons_are_1_4_16_and_the_card_is_complete(name):
+    task = TASKS[name]
+    short = task.horizons["short"]
+    assert dict(task.horizons) == {"short": short, "medium": 4 * short, "long": 16 * short}
+    assert task.name == name
+    assert task.target.metric == "validation_kl"
+
+
+@pytest.mark.parametrize("total", [1, 7, 50, 1000, 4000, 16_000, 1_992_188])
+def test_measurements_are_from_10_to_100_beside_the_first(total):
+    task = TASKS["digits"]
+    steps = loop.measured_steps(task, total)
+    assert (steps[0], steps[-1]) == (0, total)
+    assert len(set(steps)) == len(steps)
+    assert min(total, 10) <= len(steps) - 1 <= 100
+    assert loop.measured_steps(task, 1000)[:3] == [0, 40, 80]
+
+
+def test_the_protocol_is_pinned():
+    """Whoever changes what a lesson is raises Task.version, and with that every run_id.
+
+    The teacher's logits of a step sum up all that led to them: order, crop, mixup, teacher.
+    """
+    task = TASKS["digits"]
+    lesson = loop.make_lesson(
+        task, "function_matching", loop.load_world(task), loop.make_keys(0).lessons, jnp.int32(5)
+    )
+    assert task.version == 1
+    pins = [float(jnp.mean(lesson.images)), float(jnp.mean(jnp.abs(lesson.logits)))]
+    np.testing.assert_allclose(pins, PINS, rtol=1e-4)
+
+
+PINS = [-0.38741, 1.785766]
+
+
+def test_the_examination_of_the_teacher_itself_is_perfect():
+    """Examined as a student, the teacher agrees with itself everywhere: KL 0, agreement 1."""
+    task = dataclasses.replace(TASKS["digits"], batch_size=16, views_per_image=2)
+    teacher = teachers.load("digits-a")
+    exam = loop.load_exam(task, "function_matching")
+    scores = examine(lambda p, x: teacher.network.apply({"params": p}, x), teacher.params, exam)
+    for part in ("validation", "test"):
+        assert scores[f"{part}_kl"] == pytest.approx(0, abs=1e-5)
+        assert scores[f"{part}_agreement"] == scores[f"{part}_central_agreement"] == 1
+        assert scores[f"{part}_accuracy"] == pytest.approx(teacher.card[f"{part}_accuracy"], abs=1e-6)
+    assert scores["train_loss"] == pytest.approx(0, abs=1e-4)
+
+
+def test_held_out_views_are_the_same_under_every_protocol():
+    task = dataclasses.replace(TASKS["digits"], batch_size=16, views_per_image=2)
+    one, other = (loop.load_exam(task, name) for name in ("function_matching", "labels"))
+    jax.tree.map(np.testing.assert_array_equal, one[1:], other[1:])
+    assert len(one.validation.views) == 2 * 377
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", [1, 3, 7])
+def test_convolution_by_patches_equals_xlas(size, stride):
+    images = random.normal(random.key(0), (2, 8, 8, 3))
+    kernel = random.normal(random.key(1), (size, size, 3, 5))
+    pad = (size - 1) // 2
+    expected = lax.conv_general_dilated(
+        images,
+        kernel,
+        (stride, stride),
+        [(pad, pad), (pad, pad)],
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    np.testing.assert_allclose(convolve(images, kernel, stride), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_standardized_kernels_have_zero_mean_and_unit_variance_per_output():
+    kernel = bit.standardize(3 + 2 * random.normal(random.key(0), (3, 3, 4, 5)))
+    np.testing.assert_allclose(np.mean(kernel, (0, 1, 2)), 0, atol=1e-5)
+    np.testing.assert_allclose(np.var(kernel, (0, 1, 2)), 1, rtol=1e-5)
+
+
+def test_bit_equals_plain_numpy():
+    """The whole forward pass, written again: pre-activation, projection of the activated input."""
+    model = bit.BiT(depths=(1, 2), width=4, groups=2, classes=3)
+    images = np.asarray(random.normal(random.key(0), (2, 8, 8, 1)), np.float64)
+    params = model.init(random.key(1), images)["params"]
+    leaves, tree = jax.tree.flatten(params)
+    noise = [p + 0.3 * random.normal(random.key(i), p.shape) for i, p in enumerate(leaves)]
+    params = jax.tree.unflatten(tree, noise)
+    p = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
+
+    def conv(x, kernel, stride=1):
+        k = kernel - kernel.mean((0, 1, 2))
+        k = k / np.sqrt((k**2).mean((0, 1, 2)) + 1e-10)
+        pad = (len(k) - 1) // 2
+        x = np.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+        out = [
+            [
+                np.tensordot(x[:, i : i + len(k), j : j + len(k)], k, 3)
+                for j in range(0, x.shape[2] - len(k) + 1, stride)
+            ]
+            for i in range(0, x.shape[1] - len(k) + 1, stride)
+        ]
+        return np.asarray(out).transpose(2, 0, 1, 3)
+
+    def norm_relu(x, gn):
+        groups = np.stack(np.split(x, 2, axis=-1))
+        mean = groups.mean((2, 3, 4), keepdims=True)
+        variance = groups.var((2, 3, 4), keepdims=True)
+        x = np.concatenate((groups - mean) / np.sqrt(variance + 1e-5), axis=-1)
+        return np.maximum(x * gn["scale"] + gn["bias"], 0)
+
+    x = conv(images, p["root_block_conv_root"]["kernel"])
+    for name, stride in (("block1_unit01", 1), ("block2_unit01", 2), ("block2_unit02", 1)):
+        unit = p[name]
+        y = norm_relu(x, unit["gn1"])
+        shortcut = conv(y, unit["conv_proj"]["kernel"], stride) if "conv_proj" in unit else x
+        y = norm_relu(conv(y, unit["conv1"]["kernel"]), unit["gn2"])
+        y = norm_relu(conv(y, unit["conv2"]["kernel"], stride), unit["gn3"])
+        x = shortcut + conv(y, unit["conv3"]["kernel"])
+    x = norm_relu(x, p["norm-pre-head"]).mean((1, 2))
+    expected = x @ p["head"]["kernel"] + p["head"]["bias"]
+    np.testing.assert_allclose(model.apply({"params": params}, images), expected, rtol=1e-3, atol=1e-3)
