@@ -11,7 +11,15 @@ from testbed import records
 from testbed.records import Record, Trouble
 
 # What makes two trials the same but for the seed.
-CONFIGURATION = ["task", "task_fingerprint", "protocol", "optimizer", "hyperparameters", "total_steps"]
+CONFIGURATION = [
+    "task",
+    "task_fingerprint",
+    "protocol",
+    "optimizer",
+    "optimizer_sha256",
+    "hyperparameters",
+    "total_steps",
+]
 
 
 def load(folder: Path) -> tuple[pd.DataFrame, list[Trouble]]:
@@ -38,6 +46,7 @@ def load(folder: Path) -> tuple[pd.DataFrame, list[Trouble]]:
         frame[scores] = frame[scores].apply(pd.to_numeric)  # a column of nulls alone is of objects
         duplicated = frame.duplicated(["run_id", "step"], keep="last")
         frame = frame[~duplicated].sort_values(["run_id", "step"], ignore_index=True)
+        frame["task"] = _versions(frame["task"], frame["task_fingerprint"])
         frame["label"] = labels(frame)
     return frame, troubles
 
@@ -68,29 +77,39 @@ def _trial(record: Record) -> dict[str, Any]:
 def labels(frame: pd.DataFrame) -> pd.Series:
     """A name for each row's configuration, no longer than tells it from the others of its task.
 
-    The optimizer; the protocol where there are several; and those hyperparameters in which the
-    configurations of one optimizer at one horizon differ.
+    The optimizer, with a piece of its checksum where there are several of that name; the protocol where
+    there are several; and those hyperparameters in which the configurations of one optimizer at one
+    horizon differ.
     """
+    optimizer = _versions(frame["optimizer"], frame["optimizer_sha256"])
     several_protocols = frame["protocol"].nunique() > 1
-    several_optimizers = frame["optimizer"].nunique() > 1
+    parts = frame["hyperparameters"].copy()
+    for _, group in frame.groupby(["task", optimizer, "total_steps"], dropna=False):
+        parts[group.index] = group["hyperparameters"].map(
+            _differences(list(group["hyperparameters"].unique()))
+        )
+    if several_protocols:
+        parts = (frame["protocol"] + " " + parts).str.strip()
+    if optimizer.nunique() > 1 or not several_protocols:
+        parts = (optimizer + " " + parts).str.strip()
+    return parts
 
-    def label(row: pd.Series, differing: Sequence[str]) -> str:
-        hp = json.loads(row["hyperparameters"])
-        parts = [row["optimizer"]] if several_optimizers or not several_protocols else []
-        parts += [row["protocol"]] if several_protocols else []
-        parts += [f"{name}={_short(hp[name])}" for name in differing if name in hp]
-        return " ".join(parts)
 
-    named = {}
-    for _, group in frame.groupby(["task", "optimizer", "total_steps"], dropna=False):
-        configurations = [json.loads(text) for text in group["hyperparameters"].unique()]
-        names = sorted({name for hp in configurations for name in hp})
-        differing = [n for n in names if len({str(hp.get(n)) for hp in configurations}) > 1]
-        for _, row in group.drop_duplicates(["protocol", "hyperparameters"]).iterrows():
-            key = (row["task"], row["optimizer"], row["total_steps"], row["protocol"])
-            named[(*key, row["hyperparameters"])] = label(row, differing)
-    columns = ["task", "optimizer", "total_steps", "protocol", "hyperparameters"]
-    return pd.Series([named[tuple(row)] for row in frame[columns].to_numpy()], index=frame.index)
+def _differences(configurations: Sequence[str]) -> dict[str, str]:
+    """Hyperparameters (JSON text) -> those that are not the same in all configurations, as text."""
+    values = {text: json.loads(text) for text in configurations}
+    names = sorted({name for hp in values.values() for name in hp})
+    differing = [n for n in names if len({str(hp.get(n)) for hp in values.values()}) > 1]
+    return {
+        text: " ".join(f"{name}={_short(hp[name])}" for name in differing if name in hp)
+        for text, hp in values.items()
+    }
+
+
+def _versions(names: pd.Series, checksums: pd.Series) -> pd.Series:
+    """Names, with a piece of the checksum where one name has several."""
+    several = checksums.groupby(names).transform("nunique") > 1
+    return names.where(~several, names + "@" + checksums.fillna("").str[:6])
 
 
 def _short(value: Any) -> str:

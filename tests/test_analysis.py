@@ -10,13 +10,14 @@ from testbed import records
 TARGET = {"metric": "validation_kl", "value": 0.5, "mode": "min"}
 
 
-def write(folder, optimizer, seed, curve, steps=100, status="finished", protocol="p", **hp):
+def write(folder, optimizer, seed, curve, steps=100, status="finished", protocol="p", source="s", **hp):
     """A record whose KLs are `curve`, at even steps; accuracies fall and rise with them."""
     identity = {
         "task": "t",
         "task_fingerprint": "f",
         "protocol": protocol,
         "optimizer": optimizer,
+        "optimizer_sha256": source,
         "hyperparameters": {"learning_rate": 0.1} | hp,
         "seed": seed,
         "total_steps": steps,
@@ -83,6 +84,12 @@ def test_labels_say_what_differs_and_no_more(tmp_path):
     write(tmp_path, "adam", 0, FAST, protocol="p")
     write(tmp_path, "adam", 0, FAST, protocol="q")
     assert set(frames.load(tmp_path)[0]["label"]) == {"p", "q"}
+    for path in tmp_path.rglob("*.jsonl"):
+        path.unlink()
+    write(tmp_path, "adam", 0, FAST, source="aaaaaaaa")
+    write(tmp_path, "adam", 0, FAST, source="bbbbbbbb")
+    write(tmp_path, "sgd", 0, FAST)
+    assert set(frames.load(tmp_path)[0]["label"]) == {"adam@aaaaaa", "adam@bbbbbb", "sgd"}
 
 
 def test_steps_to_target_are_those_of_the_first_good_measurement(folder):

@@ -1,8 +1,10 @@
 """Killed with SIGKILL at random moments and resumed each time, by the command itself."""
 
+import contextlib
 import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -22,18 +24,19 @@ def test_killed_at_random_moments_the_record_is_that_of_an_uninterrupted_trial(
     # Long enough that the trial is still running at the last kill.
     command = [*RUN, "--steps", str(300 * (kills + 1))]
     subprocess.run([*command, "--out", tmp_path / "whole"], cwd=ROOT, check=True, capture_output=True)
-    for _ in range(kills):
+    for number in range(kills):
         process = subprocess.Popen(
             [*command, "--out", tmp_path / "killed"],
             cwd=ROOT,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        try:
-            process.wait(timeout=moments.uniform(1, 9))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        if number % 2 == 0:  # every other one while it trains; the rest at any moment from the start
+            wait_for_progress(process, tmp_path / "killed")
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=moments.uniform(0.5, 4))
+        process.kill()
+        process.wait()
     last = [*command, "--out", tmp_path / "killed"]
     subprocess.run(last, cwd=ROOT, check=True, capture_output=True)
     (whole,), (killed,) = (records.read_folder(tmp_path / name) for name in ("whole", "killed"))
@@ -42,3 +45,14 @@ def test_killed_at_random_moments_the_record_is_that_of_an_uninterrupted_trial(
     assert killed.end["resumed"] > 0, "no kill hit the trial after its first checkpoint"
     assert without_times(killed) == without_times(whole)
     assert not list(tmp_path.rglob("*.npz"))
+
+
+def wait_for_progress(process: subprocess.Popen[bytes], out: Path) -> None:
+    """Until the record is longer than it was, or the trial is over."""
+
+    def length() -> int:
+        return sum(path.stat().st_size for path in out.rglob("*.jsonl"))
+
+    before = length()
+    while length() <= before and process.poll() is None:
+        time.sleep(0.02)
