@@ -109,7 +109,10 @@ def run_all(trials: Sequence[Trial], out: Path, *, fresh: bool = False) -> list[
                 label = f"[{number}/{len(trials)}] {label}"
             # disable=None: shown on a terminal, silent in a pipe.
             with tqdm(total=trial.total_steps, desc=label, unit="step", disable=None) as bar:
-                for at in progress:
+                for number_of_dispatches, at in enumerate(progress):
+                    if not number_of_dispatches:  # set-up and what a resumed trial has are no speed
+                        bar.initial = at.step
+                        bar.unpause()
                     bar.n = at.step
                     bar.set_postfix(
                         kl=_short(at.measurement.get("validation_kl")),

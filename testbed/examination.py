@@ -14,7 +14,6 @@ import jax.numpy as jnp
 from jax import Array, random
 
 from testbed import lessons, matching
-from testbed.data.digits import Part
 from testbed.lessons import Crop, Lesson, Teach
 
 
@@ -36,9 +35,16 @@ class Exam(NamedTuple):
     test: HeldOut
 
 
-def prepare(part: Part, crop: Crop, teach: Teach, views_per_image: int) -> HeldOut:
-    """Draws the views of a held-out part, always the same, and asks the teachers."""
-    images, labels = jnp.asarray(part.images), jnp.asarray(part.labels)
+def prepare(images: Array, labels: Array, crop: Crop, teach: Teach, views_per_image: int) -> HeldOut:
+    """Draws the views of a held-out part, always the same, and asks the teachers.
+
+    Args:
+      images: [n, h, w, c].
+      labels: [n].
+      crop: key, images -> one view of each.
+      teach: images -> logits [teachers, b, classes].
+      views_per_image: views are [n * views_per_image, h, w, c].
+    """
     views = crop(random.key(0), jnp.tile(images, (views_per_image, 1, 1, 1)))
     return HeldOut(
         views=views,

@@ -24,7 +24,7 @@ from jax import Array, random
 from testbed import checkpoints, compilation, lessons, provenance, records, teachers
 from testbed.clock import Ledger
 from testbed.errors import RequestError
-from testbed.examination import Exam, examine, prepare
+from testbed.examination import Exam, HeldOut, examine, prepare
 from testbed.lessons import PROTOCOLS, Batch, Lesson
 from testbed.tasks.task import Task
 
@@ -239,10 +239,13 @@ def load_exam(task: Task, protocol: str) -> Exam:
     # A key that no seed has: seeds split theirs.
     training = jax.jit(lambda w: jax.lax.map(lambda i: lesson_at(w, random.key(2**31), i), steps))(world)
     data = task.load()
-    teach = jax.jit(functools.partial(teach_all, task))
+
+    def prepare_part(params: tuple[Params, ...], images: Array, labels: Array) -> HeldOut:
+        teach = functools.partial(teach_all, task, params)
+        return prepare(images, labels, task.crop, teach, task.views_per_image)
+
     validation, test = (
-        prepare(part, task.crop, functools.partial(teach, world.teachers), task.views_per_image)
-        for part in (data.validation, data.test)
+        jax.jit(prepare_part)(world.teachers, *part) for part in (data.validation, data.test)
     )
     return Exam(training, validation, test)
 

@@ -24,6 +24,8 @@ from testbed.tasks import TASKS
 def test_the_split_is_stratified_disjoint_and_depends_on_images_alone():
     bundle = load_digits()
     pixels, labels = np.asarray(bundle.images, np.uint8), np.asarray(bundle.target, np.int32)
+    for ours, theirs in zip(digits._read(), (pixels, labels), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
     parts = digits.split(pixels, labels)
     assert [len(part) for part in parts] == list(digits.SIZES) == [1020, 377, 400]
     assert len(np.unique(np.concatenate(parts))) == len(labels)
