@@ -24,8 +24,8 @@ class Ledger:
         What was done after that checkpoint and lost is in no row, and not in the wall time either.
         """
         for row in self._rows:
-            self._rows[row] += rows[row]
-        self._started -= rows["wall_s"]
+            self._rows[row] += rows.get(row, 0.0)
+        self._started -= rows.get("wall_s", 0.0)
 
     @contextmanager
     def on(self, row: str) -> Iterator[None]:

@@ -261,35 +261,34 @@ def compile_programs(trial: Trial) -> Programs:
     values = trial.optimizer.hyperparameters
     traced = tuple(sorted(name for name, value in values.items() if type(value) is float))
     try:
-        return _compile_programs(trial, traced)
-    except jax.errors.JAXTypeError:
-        # The optimizer branches in Python on a hyperparameter: it is compiled in.
-        return _compile_programs(trial, ())
+        try:
+            return _compile_programs(trial, traced)
+        except jax.errors.JAXTypeError:
+            # The optimizer branches in Python on a hyperparameter: it is compiled in.
+            return _compile_programs(trial, ())
+    except RequestError as error:
+        raise RequestError(f"optimizer {trial.optimizer.name}: {error}") from error
+    except Exception as error:
+        message = " ".join(str(error).split())
+        raise RequestError(
+            f"optimizer {trial.optimizer.name}: {type(error).__name__}: {message[:300]}; "
+            "--debug shows where"
+        ) from error
 
 
 def _compile_programs(trial: Trial, traced: tuple[str, ...]) -> Programs:
     optimizer = trial.optimizer
     static = tuple((k, v) for k, v in sorted(optimizer.hyperparameters.items()) if k not in traced)
-    try:
-        return _programs(
-            trial.task,
-            trial.protocol,
-            optimizer.name,
-            optimizer.build,
-            optimizer.eval_params,
-            trial.total_steps,
-            static,
-            traced,
-        )
-    except (jax.errors.JAXTypeError, KeyboardInterrupt):
-        raise
-    except RequestError as error:
-        raise RequestError(f"optimizer {optimizer.name}: {error}") from error
-    except Exception as error:
-        message = " ".join(str(error).split())
-        raise RequestError(
-            f"optimizer {optimizer.name}: {type(error).__name__}: {message[:300]}; --debug shows where"
-        ) from error
+    return _programs(
+        trial.task,
+        trial.protocol,
+        optimizer.name,
+        optimizer.build,
+        optimizer.eval_params,
+        trial.total_steps,
+        static,
+        traced,
+    )
 
 
 @functools.lru_cache(maxsize=64)
@@ -398,15 +397,13 @@ def _run(trial: Trial, path: Path, checkpoint: Path, command: str) -> Generator[
         state = jax.block_until_ready(programs.init(world, keys, hp))
         params = programs.eval_params(state.opt_state, state.params)
     with ledger.on("checkpoint_s"):
-        length, latest, resumed = 0, None, 0
-        if path.exists() and (restored := checkpoints.load(checkpoint, (state, params))):
-            (state, params), done = restored
-            length, latest, resumed = done["length"], done["measurement"], done["resumed"] + 1
-            ledger.resume(done["ledger"])
+        (state, params), done = _restore(checkpoint, path, (state, params))
+        length, latest, resumed = done["length"], done["measurement"], done["resumed"]
+        ledger.resume(done["ledger"])
 
     def save() -> None:
         with ledger.on("checkpoint_s"):
-            done = {"length": length, "measurement": latest, "resumed": resumed}
+            done = {"length": length, "measurement": latest, "resumed": resumed + 1}
             checkpoints.save(checkpoint, (state, params), done | {"ledger": ledger.rows()})
 
     step, finite, dispatch = int(state.step), True, 1
@@ -442,22 +439,36 @@ def _run(trial: Trial, path: Path, checkpoint: Path, command: str) -> Generator[
         raise
     except Exception as error:
         if length:
-            end = {"status": "failed", "step": step, "reason": f"{type(error).__name__}: {error}"}
-            records.append(path, {"kind": "end", **end, "resumed": resumed}, at=length)
+            reason = f"{type(error).__name__}: {error}"
+            records.append(path, _end("failed", step, reason, None, ledger, resumed), at=length)
         raise
     with ledger.on("record_s"):
         digest = params_sha256(state.params)
-    end = {
+    status, reason = ("finished", "") if finite else ("diverged", _not_finite(state))
+    records.append(path, _end(status, step, reason, digest, ledger, resumed), at=length)
+    yield Progress(step, total, ledger.train_s, latest or {})
+
+
+def _restore(checkpoint: Path, path: Path, start: Any) -> tuple[Any, dict[str, Any]]:
+    """What the checkpoint of a record holds, or the start of a trial where there is none to use."""
+    restored = checkpoints.load(checkpoint, start) if path.exists() else None
+    if restored and path.stat().st_size >= restored[1]["length"]:
+        return restored
+    return start, {"length": 0, "measurement": None, "resumed": 0, "ledger": {}}
+
+
+def _end(
+    status: str, step: int, reason: str, digest: str | None, ledger: Ledger, resumed: int
+) -> dict[str, Any]:
+    return {
         "kind": "end",
-        "status": "finished" if finite else "diverged",
+        "status": status,
         "step": step,
-        "reason": "" if finite else _not_finite(state),
+        "reason": reason,
         "params_sha256": digest,
         "ledger": ledger.rows(),
         "resumed": resumed,
     }
-    records.append(path, end, at=length)
-    yield Progress(step, total, ledger.train_s, latest or {})
 
 
 def _measurement(

@@ -305,6 +305,7 @@ def test_trials_of_one_shape_share_their_programs(tiny):
         (lambda g, s, p=None, **_: (jax.tree.map(lambda x: x[..., :1], g), s), "update returned"),
         (lambda g, s, p=None, **_: (g, (jnp.zeros(2),)), "update returned a state"),
         (lambda g, s, p=None, **_: 1 / 0, "ZeroDivisionError"),
+        (lambda g, s, p=None, **_: (g, s) if jax.tree.leaves(g)[0].sum() > 0 else None, "Tracer"),
     ],
 )
 def test_an_optimizer_that_fails_begins_no_record(tiny, out, update, message):
