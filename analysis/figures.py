@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 # Okabe and Ito 2008: told apart by all common kinds of colour vision; styles for print in grey.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -51,11 +52,11 @@ def time_to_accuracy(frame: pd.DataFrame, metric: str, axis: str) -> Figure:
 
 
 def overfitting(frame: pd.DataFrame) -> Figure:
-    """KL on the training lessons (thin) and on held-out views (thick) against steps."""
+    """KL on the training lessons (dotted) and on held-out views against steps."""
     figure, axes = plt.subplots(figsize=(5.5, 3.6), layout="constrained")
     for (label, curve), (colour, _) in zip(_curves(frame), _looks(), strict=False):
-        _draw(axes, curve, "step", "validation_kl", f"{label}: held-out", colour, "-", share=False)
-        _draw(axes, curve, "step", "train_kl", f"{label}: training", colour, ":", share=False)
+        _draw(axes, curve, "step", "validation_kl", f"{label}, held-out", colour, "-", share=False)
+        _draw(axes, curve, "step", "train_kl", f"{label}, training", colour, ":", share=False)
     seeds = frame.groupby("label")["seed"].nunique()
     _finish(axes, "KL (nats)", "steps", frame, f"median, quartiles, n = {_range(seeds)}")
     return figure
@@ -75,7 +76,8 @@ def _curves(frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
 
 
 def _looks() -> list[tuple[str, str]]:
-    return [(colour, style) for style in STYLES for colour in COLOURS]
+    """Colour and style change together: 28 pairs, the neighbours distinct in both."""
+    return [(COLOURS[i % len(COLOURS)], STYLES[i % len(STYLES)]) for i in range(28)]
 
 
 def _draw(
@@ -104,6 +106,10 @@ def _finish(axes: Axes, y: str, x: str, frame: pd.DataFrame, note: str) -> None:
     drawn = np.concatenate([line.get_xydata() for line in curves])
     if np.any(np.all(drawn > 0, axis=1)):
         axes.set(xscale="log", yscale="log")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.set_major_formatter(lambda value, _: f"{value:,g}")
+            axis.set_minor_formatter(NullFormatter())
     else:  # nothing but divergences
         axes.annotate(
             "no finite measurement after step 0", (0.5, 0.5), xycoords="axes fraction", ha="center"
