@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from analysis import comparison
 from benchmarks import make_teacher, overhead, run, study, sweep
 from benchmarks.commands import serve
 from optimizers import registry
@@ -190,6 +191,20 @@ def test_the_consistency_study_makes_its_figure_and_table(command, tiny_task, tm
     assert "fixed_teacher" in stdout
     assert "gap" in stdout
     assert (tmp_path / "report" / "consistency-tiny-20.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("fixed", "matching", "expected"),
+    [
+        ([1.2, 1.3, 1.4], [1.0, 1.01, 1.0], "The claim holds"),
+        ([1.0, 1.01, 1.0], [1.0, 1.01, 1.0], "does not hold"),
+        ([1.2, 1.3, 1.4], [1.2, 1.3, 1.4], "does not hold"),
+        ([1.0, 1.3, 1.4], [1.0, 1.01, 1.0], "Undecided"),
+    ],
+)
+def test_verdict_follows_from_the_intervals(fixed, matching, expected):
+    told = study.verdict(comparison.estimate(fixed), comparison.estimate(matching))
+    assert expected in told
 
 
 def test_overhead_measures_both_sides(tiny, capsys):
