@@ -129,8 +129,9 @@ def matched_quality(ends: pd.DataFrame, baseline: str, metric: str) -> pd.DataFr
     The paper's sense of "Shampoo in 1200 epochs what Adam has in 4800": every trial runs to the end of
     its own schedule. For each seed, the steps at which the other optimizer would end where the baseline
     ends are interpolated between its horizons, linearly in log steps and log metric (which is
-    better when lower). Median over seeds, with interval; seeds where the baseline's value lies outside
-    the other's range are bounds: they enter at the end of the range, and are counted.
+    better when lower). Median over seeds, with interval. Where the baseline's value lies outside the
+    other's range, that end of the range bounds the ratio: such seeds enter with their bound and are
+    counted, and where they are the most, only the bound is told.
     """
     rows = []
     for task, of_task in ends.groupby("task"):
@@ -139,37 +140,41 @@ def matched_quality(ends: pd.DataFrame, baseline: str, metric: str) -> pd.DataFr
             continue
         for label in finals.index.get_level_values("label").unique().drop(baseline):
             for horizon in map(int, finals.columns):
-                values = _matched(finals.loc[label], finals.loc[baseline][horizon], horizon)
-                if values is None:
+                matched = _matched(finals.loc[label], finals.loc[baseline][horizon], horizon)
+                if not matched:
                     continue
-                ratios, bounds = values
+                ratios = [ratio for ratio, _ in matched]
+                told = str(estimate(ratios))
+                bounds = [bound for _, bound in matched if bound]
+                if 2 * len(bounds) > len(matched):
+                    told = f"{max(bounds, key=bounds.count)} {np.median(ratios):.4g}"
                 rows.append(
                     {
                         "task": task,
                         "label": label,
                         "for": f"{baseline} at {horizon:,} steps",
-                        "speed-up in steps": str(estimate(ratios)),
-                        "n": len(ratios),
-                        "bounds": bounds,
+                        "speed-up in steps": told,
+                        "n": len(matched),
+                        "bounds": len(bounds),
                     }
                 )
     return pd.DataFrame(rows)
 
 
-def _matched(
-    other: pd.DataFrame, base: pd.Series, horizon: int
-) -> tuple[NDArray[np.float64], int] | None:
-    """Ratios, one per shared seed, and how many of them are bounds; None without two horizons."""
-    other = other.dropna(axis=1)
-    shared = other.index.intersection(base.dropna().index)
-    if other.shape[1] < 2 or shared.empty:
-        return None
+def _matched(other: pd.DataFrame, base: pd.Series, horizon: int) -> list[tuple[float, str]]:
+    """For each shared seed, the ratio and what it is: "", "at least" or "at most" that.
+
+    Empty where the other has fewer than two horizons to interpolate between.
+    """
+    other, base = other.dropna(axis=1), base.dropna()
+    if other.shape[1] < 2:
+        return []
     steps = np.log(other.columns.to_numpy(float))
-    ratios, bounds = [], 0
-    for seed in shared:
+    matched = []
+    for seed in other.index.intersection(base.index):
         reached, wanted = np.log(other.loc[seed].to_numpy(float)), np.log(base[seed])
-        bounds += not reached.min() <= wanted <= reached.max()
+        bound = "at least" if wanted > reached.max() else "at most" if wanted < reached.min() else ""
         # np.interp wants ascending abscissae: the metric falls as steps grow.
         needed = np.exp(np.interp(-wanted, -reached, steps))
-        ratios.append(horizon / needed)
-    return np.asarray(ratios), int(bounds)
+        matched.append((horizon / float(needed), bound))
+    return matched

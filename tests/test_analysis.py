@@ -130,6 +130,7 @@ def test_matched_quality_interpolates_in_logarithms(tmp_path):
     assert table.loc["adam at 400 steps", "bounds"] == 0
     # At 100 steps the other is better from its first horizon on: a bound, and told as one.
     assert table.loc["adam at 100 steps", "bounds"] == 5
+    assert table.loc["adam at 100 steps", "speed-up in steps"] == "at least 1"
 
 
 def test_bootstrap_interval_of_a_median_covers_it():
