@@ -22,7 +22,7 @@ ALLOWED: Mapping[str, Allowed] = MappingProxyType(
         "learning_rate": Allowed(0.0),
         "warmup": Allowed(0.0, 1.0),
         "weight_decay": Allowed(0.0),
-        "clip": Allowed(1e-30),
+        "clip": Allowed(1e-6),
     }
 )
 WEIGHT_DECAY = Search(1e-6, 1e-3)
