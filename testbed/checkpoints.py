@@ -25,7 +25,7 @@ def save(path: Path, state: Any, meta: dict[str, Any]) -> None:
     arrays["meta"] = np.frombuffer(json.dumps(meta).encode(), np.uint8)
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("wb") as file:
-        np.savez(file, allow_pickle=False, **arrays)
+        np.savez(file, **arrays)  # type: ignore[arg-type]  # taken for allow_pickle
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)

@@ -44,7 +44,7 @@ def save(name: str, params: dict[str, Any], card: dict[str, Any], folder: Path =
     """Writes `<name>.npz` and its card; the card gets the checksum and the parameter count."""
     flat = {key: np.asarray(leaf) for key, leaf in flatten_dict(params, sep="/").items()}
     buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **flat)
+    np.savez(buffer, **flat)  # type: ignore[arg-type]  # taken for allow_pickle
     content = buffer.getvalue()
     card = {
         "sha256": hashlib.sha256(content).hexdigest(),
