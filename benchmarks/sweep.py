@@ -17,7 +17,7 @@ from scipy.stats import qmc
 
 from benchmarks.commands import choose, make_trial, positive, print_table, run_all, serve
 from optimizers import registry
-from optimizers.spec import OptimizerError, Spec
+from optimizers.spec import OptimizerError, Search, Spec
 from testbed import records
 from testbed.lessons import PROTOCOLS
 from testbed.tasks import TASKS
@@ -70,8 +70,10 @@ def points(spec: Spec, trials: int) -> list[Mapping[str, Any]]:
     ]
 
 
-def _within(search: Any, u: float) -> float:
-    low, high = (math.log(search.low), math.log(search.high)) if search.log else search[:2]
+def _within(search: Search, u: float) -> float:
+    low, high = (
+        (math.log(search.low), math.log(search.high)) if search.log else (search.low, search.high)
+    )
     value = low + u * (high - low)
     return float(f"{math.exp(value) if search.log else value:.3g}")
 

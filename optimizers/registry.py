@@ -77,7 +77,7 @@ def configure(spec: Spec, given: Mapping[str, str]) -> dict[str, Any]:
         if name not in values and name not in required:
             known = [*values, *required]
             near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = f"; did you mean {near[0]!r}?" if near else "."
             raise OptimizerError(
                 f"--hp {name}={text}: {spec.name} has no such hyperparameter{hint} "
                 f"It has {', '.join(known) or 'none'}"

@@ -395,16 +395,16 @@ def _run(trial: Trial, path: Path, checkpoint: Path, command: str) -> Generator[
     with ledger.on("setup_s"):
         hp = {name: trial.optimizer.hyperparameters[name] for name in programs.hyperparameters}
         state = jax.block_until_ready(programs.init(world, keys, hp))
-        params = programs.eval_params(state.opt_state, state.params)
     with ledger.on("checkpoint_s"):
-        (state, params), done = _restore(checkpoint, path, (state, params))
+        state, done = _restore(checkpoint, path, state)
         length, latest, resumed = done["length"], done["measurement"], done["resumed"]
         ledger.resume(done["ledger"])
+        params = programs.eval_params(state.opt_state, state.params)
 
     def save() -> None:
         with ledger.on("checkpoint_s"):
             done = {"length": length, "measurement": latest, "resumed": resumed + 1}
-            checkpoints.save(checkpoint, (state, params), done | {"ledger": ledger.rows()})
+            checkpoints.save(checkpoint, state, done | {"ledger": ledger.rows()})
 
     step, finite, dispatch = int(state.step), True, 1
     next_save = time.monotonic() + CHECKPOINT_EVERY
@@ -449,7 +449,7 @@ def _run(trial: Trial, path: Path, checkpoint: Path, command: str) -> Generator[
     yield Progress(step, total, ledger.train_s, latest or {})
 
 
-def _restore(checkpoint: Path, path: Path, start: Any) -> tuple[Any, dict[str, Any]]:
+def _restore(checkpoint: Path, path: Path, start: State) -> tuple[State, dict[str, Any]]:
     """What the checkpoint of a record holds, or the start of a trial where there is none to use."""
     restored = checkpoints.load(checkpoint, start) if path.exists() else None
     if restored and path.stat().st_size >= restored[1]["length"]:
