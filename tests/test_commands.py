@@ -212,6 +212,7 @@ def test_overhead_measures_both_sides(tiny, capsys):
 
     overhead.compare(make_trial(tiny, "function_matching", registry.find("adam"), 20, 0, {}), 1)
     assert "ratio" in capsys.readouterr().out
+    assert 0 < overhead.launch("adam") < 60
 
 
 def test_teachers_learn_by_the_shipped_recipe(monkeypatch):
