@@ -3,7 +3,7 @@
     python benchmarks/study.py consistency
 
 consistency: with teachers that see the same view as the student there is no overfitting; with a
-fixed teacher there is (Beyer et al. 2021, section 3.1).
+fixed teacher there is (Beyer et al. 2021).
 """
 
 import argparse

@@ -75,7 +75,7 @@ def mixup(key: Array, images: Array) -> Array:
     """Mixes image i with image i - 1: a * x + (1 - a) * roll(x, 1), one a for the whole batch.
 
     a = max(u, 1 - u) with u uniform on [0, 1], which is Beta(1, 1): the paper's aggressive mixup
-    (Beyer et al. 2021, section 3.1), in the form of big_vision's `mixup` with p = 1.
+    (Beyer et al. 2021), in the form of big_vision's `mixup` with p = 1.
     """
     u = random.uniform(key)
     a = jnp.maximum(u, 1 - u)
