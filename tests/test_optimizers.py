@@ -10,7 +10,7 @@ import optax
 import pytest
 from jax import random
 
-from optimizers import recipe, registry, shampoo
+from optimizers import recipe, registry
 from optimizers.spec import OptimizerError
 from tests.test_trial import finish, trial_of
 
@@ -203,80 +203,6 @@ def test_recipe_is_clipped_decoupled_and_decays_kernels_only():
         updates, state = optimizer.update(grads, state, ours)
         ours = optax.apply_updates(ours, updates)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), ours, params)
-
-
-# Shampoo
-
-
-def inverse_root_64(matrix, exponent, ridge):
-    values, vectors = np.linalg.eigh(np.asarray(matrix, np.float64))
-    values = np.maximum(values, 0) + ridge * values[-1]
-    return (vectors * values**exponent) @ vectors.T
-
-
-def test_shampoo_equals_a_dense_reference():
-    """Twenty steps of the formula in float64 numpy, on a matrix, a vector and a kernel."""
-    shapes = {"matrix": (6, 4), "vector": (5,), "conv": (2, 2, 3, 4)}
-    b1, b2, sb, interval, ridge, eps = 0.9, 0.99, 0.8, 4, 1e-4, 1e-8
-    params = {name: jnp.zeros(shape) for name, shape in shapes.items()}
-    optimizer = shampoo.scale_by_shampoo(b1, b2, sb, interval, ridge, eps=eps)
-    updates, _ = descend(optax.with_extra_args_support(optimizer), params, gradients_like(params, 20))
-    for name, shape in shapes.items():
-        matrix = shape if len(shape) < 3 else (-1, shape[-1])
-        m = v = 0.0
-        statistics, roots = {}, {}
-        for i, g in enumerate(gradients_like(params, 20)):
-            g = np.asarray(g[name], np.float64).reshape(matrix)
-            m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
-            direction = m
-            for axis in range(g.ndim):
-                flat = np.moveaxis(g, axis, 0).reshape(g.shape[axis], -1)
-                statistics[axis] = sb * statistics.get(axis, 0.0) + (1 - sb) * flat @ flat.T
-                if i % interval == 0:
-                    roots[axis] = inverse_root_64(statistics[axis], -1 / (2 * g.ndim), ridge)
-                direction = np.moveaxis(np.tensordot(roots[axis], direction, (1, axis)), 0, axis)
-            adam = (m / (1 - b1 ** (i + 1))) / (np.sqrt(v / (1 - b2 ** (i + 1))) + eps)
-            expected = direction / np.linalg.norm(direction) * np.linalg.norm(adam)
-            error = np.linalg.norm(np.asarray(updates[i][name]).reshape(matrix) - expected)
-            assert error < 2e-3 * np.linalg.norm(expected), (name, i)
-
-
-def test_shampoo_rotates_with_the_inputs_of_a_layer():
-    """Rotating the gradients of a matrix rotates the preconditioned direction (not Adam's norm)."""
-    rotation, _ = np.linalg.qr(np.asarray(random.normal(random.key(7), (6, 6))))
-    gradients = [g["w"] for g in gradients_like({"w": jnp.zeros((6, 4))}, 5)]
-
-    def direction(gradients):
-        state = [jnp.zeros((6, 6)), jnp.zeros((4, 4))]
-        for g in gradients:
-            state = [0.9 * s + 0.1 * shampoo.gram(g, axis) for axis, s in enumerate(state)]
-        roots = tuple(shampoo.inverse_root(s, -0.25, 1e-6) for s in state)
-        return shampoo.precondition(gradients[-1], [(0, 6), (1, 4)], roots)
-
-    plain, rotated = direction(gradients), direction([rotation @ g for g in gradients])
-    np.testing.assert_allclose(rotated, rotation @ plain, atol=1e-3)
-
-
-@pytest.mark.parametrize("exponent", [-0.5, -0.25])
-@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
-def test_inverse_root_equals_float64_at_any_scale(exponent, scale):
-    g = np.asarray(random.normal(random.key(0), (12, 40))) * np.logspace(0, -1.5, 12)[:, None]
-    statistics = g @ g.T
-    root = shampoo.inverse_root(jnp.asarray(statistics * scale, jnp.float32), exponent, 1e-6)
-    expected = inverse_root_64(statistics / np.linalg.norm(statistics, 2), exponent, 1e-6)
-    assert np.linalg.norm(root - expected) < 1e-2 * np.linalg.norm(expected)
-
-
-def test_inverse_root_of_nothing_is_the_identity_and_of_rank_one_is_finite():
-    np.testing.assert_array_equal(shampoo.inverse_root(jnp.zeros((3, 3)), -0.25, 1e-6), jnp.eye(3))
-    v = jnp.arange(5.0)
-    assert np.all(np.isfinite(shampoo.inverse_root(jnp.outer(v, v), -0.5, 1e-6)))
-
-
-def test_long_axes_are_left_alone():
-    params = {"w": jnp.zeros((40, 6))}
-    state = shampoo.scale_by_shampoo(max_size=16).init(params)
-    assert [[s.shape for s in leaf] for leaf in state.statistics] == [[(6, 6)]]
 
 
 # The registry
