@@ -2,45 +2,23 @@
 
 import optax
 
-from optimizers.recipe import ALLOWED, WEIGHT_DECAY, recipe
+from optimizers.recipe import ALLOWED, WEIGHT_DECAY, in_recipe
 from optimizers.spec import Allowed, Search, Spec
 
 
-def build(
-    total_steps: int,
-    *,
-    learning_rate: float = 0.0146,
-    weight_decay: float = 1.19e-4,
-    b1: float = 0.9,
-    b2: float = 0.999,
-    eps: float = 1e-8,
-    warmup: float = 0.05,
-    clip: float = 1.0,
-) -> optax.GradientTransformation:
-    """optax.scale_by_adam in the shared recipe.
+def direction(*, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> optax.GradientTransformation:
+    """Average of gradients over the root of the average of their squares, both debiased."""
+    return optax.scale_by_adam(b1, b2, eps)
 
-    Learning rate and weight decay: the best of 12 on `digits`, short horizon (docs/digits.md).
-    """
-    return recipe(
-        optax.scale_by_adam(b1, b2, eps),
-        total_steps,
-        learning_rate=learning_rate,
-        weight_decay=weight_decay,
-        warmup=warmup,
-        clip=clip,
-    )
 
+# Learning rate and weight decay: the best of 12 on `digits`, short horizon (docs/digits.md).
+build = in_recipe(direction, learning_rate=0.0146, weight_decay=1.19e-4)
 
 SPEC = Spec(
     name="adam",
     build=build,
     space={"learning_rate": Search(1e-3, 1e-1), "weight_decay": WEIGHT_DECAY},
-    allowed={
-        **ALLOWED,
-        "b1": Allowed(0.0, 1.0),
-        "b2": Allowed(0.0, 1.0),
-        "eps": Allowed(0.0),
-    },
+    allowed={**ALLOWED, "b1": Allowed(0.0, 1.0), "b2": Allowed(0.0, 1.0), "eps": Allowed(0.0)},
     reference=(
         "Kingma and Ba 2015 (arXiv 1412.6980); decoupled decay, Loshchilov and Hutter 2019, not "
         "multiplied by the learning rate. The paper keeps the first moment in bfloat16, this float32."

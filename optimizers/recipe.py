@@ -7,7 +7,9 @@ weight decay touches kernels only, follows the schedule s, and is *not* multipli
 rate: optax.adamw calls weight_decay / learning_rate what is weight_decay here.
 """
 
-from collections.abc import Mapping
+import functools
+import inspect
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -54,6 +56,48 @@ def recipe(
         optax.add_decayed_weights(weight_decay, mask=kernels),
         optax.scale_by_schedule(lambda i: -schedule(i, total_steps, warmup)),
     )
+
+
+def in_recipe(
+    direction: Callable[..., optax.GradientTransformation],
+    *,
+    learning_rate: float,
+    weight_decay: float = 1e-4,
+    warmup: float = 0.05,
+    clip: float = 1.0,
+) -> Callable[..., optax.GradientTransformationExtraArgs]:
+    """An optimizer's `build`: a direction in the shared recipe.
+
+    Args:
+      direction: hyperparameters, as keyword-only arguments -> `recipe`'s direction.
+      learning_rate: `recipe`'s default here, as are the others.
+      weight_decay: the same.
+      warmup: the same.
+      clip: the same.
+
+    Returns:
+      build(total_steps, *, learning_rate, weight_decay, *the direction's*, warmup, clip).
+    """
+    defaults = {"learning_rate": learning_rate, "weight_decay": weight_decay} | {
+        parameter.name: parameter.default
+        for parameter in inspect.signature(direction).parameters.values()
+    }
+    defaults |= {"warmup": warmup, "clip": clip}
+
+    @functools.wraps(direction)
+    def build(total_steps: int, **given: Any) -> optax.GradientTransformationExtraArgs:
+        values = defaults | given
+        shared = {name: values.pop(name) for name in ALLOWED}
+        return recipe(direction(**values), total_steps, **shared)
+
+    keyword, steps = inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
+    build.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [
+            inspect.Parameter("total_steps", steps),
+            *[inspect.Parameter(name, keyword, default=value) for name, value in defaults.items()],
+        ]
+    )
+    return build
 
 
 def schedule(step: jax.Array, total_steps: int, warmup: float) -> jax.Array:

@@ -90,6 +90,22 @@ def _batched(root, relative):  # type: ignore[no-untyped-def]  # takes and retur
     return batched
 
 
+def eigenvectors(matrices: Array, wanted: Array) -> Array:
+    """Eigenvectors, in columns, of symmetric matrices [k, d, d], eigenvalues ascending.
+
+    By the same way as roots: in float64, one after the other on CPU.
+    """
+
+    def of_one(matrix: Array, power: Array, ridge: Array, relative: bool) -> tuple[Array, Array]:
+        del power, ridge, relative
+        with jax.enable_x64(True):
+            _, vectors = jnp.linalg.eigh(lax.convert_element_type(matrix, jnp.float64))
+            return lax.convert_element_type(vectors, jnp.float32), jnp.float32(0)
+
+    zeros = jnp.zeros(len(matrices))
+    return _batched(of_one, relative=True)(matrices, zeros, wanted, zeros)[0]
+
+
 def _by_eigh(matrix: Array, power: Array, ridge: Array, relative: bool) -> tuple[Array, Array]:
     """Of one matrix [d, d]. The residual is of X^p (A + r I) on one vector."""
     with jax.enable_x64(True):

@@ -2,32 +2,17 @@
 
 import optax
 
-from optimizers.recipe import ALLOWED, WEIGHT_DECAY, recipe
+from optimizers.recipe import ALLOWED, WEIGHT_DECAY, in_recipe
 from optimizers.spec import Allowed, Search, Spec
 
 
-def build(
-    total_steps: int,
-    *,
-    learning_rate: float = 0.462,
-    weight_decay: float = 5.5e-5,
-    momentum: float = 0.9,
-    warmup: float = 0.05,
-    clip: float = 1.0,
-) -> optax.GradientTransformation:
-    """Momentum m <- momentum * m + g; direction g + momentum * m.
+def direction(*, momentum: float = 0.9) -> optax.GradientTransformation:
+    """g + momentum * m, with m <- momentum * m + g."""
+    return optax.trace(momentum, nesterov=True)
 
-    Learning rate and weight decay: the best of 12 on `digits`, short horizon (docs/digits.md).
-    """
-    return recipe(
-        optax.trace(momentum, nesterov=True),
-        total_steps,
-        learning_rate=learning_rate,
-        weight_decay=weight_decay,
-        warmup=warmup,
-        clip=clip,
-    )
 
+# Learning rate and weight decay: the best of 12 on `digits`, short horizon (docs/digits.md).
+build = in_recipe(direction, learning_rate=0.462, weight_decay=5.5e-5)
 
 SPEC = Spec(
     name="sgd",

@@ -1,0 +1,22 @@
+"""Lion: the sign of an average of gradients."""
+
+import optax
+
+from optimizers.recipe import ALLOWED, WEIGHT_DECAY, in_recipe
+from optimizers.spec import Allowed, Search, Spec
+
+
+def direction(*, b1: float = 0.9, b2: float = 0.99) -> optax.GradientTransformation:
+    """sign(b1 m + (1 - b1) g), with m <- b2 m + (1 - b2) g."""
+    return optax.scale_by_lion(b1, b2)
+
+
+build = in_recipe(direction, learning_rate=1e-3)
+
+SPEC = Spec(
+    name="lion",
+    build=build,
+    space={"learning_rate": Search(1e-4, 1e-2), "weight_decay": WEIGHT_DECAY},
+    allowed={**ALLOWED, "b1": Allowed(0.0, 1.0), "b2": Allowed(0.0, 1.0)},
+    reference="Chen et al. 2023 (arXiv 2302.06675), optax.scale_by_lion.",
+)

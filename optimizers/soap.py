@@ -1,0 +1,163 @@
+"""SOAP: Adam in the eigenbasis of Shampoo's statistics.
+
+For a matrix G [m, n]: L and R are averages of G G^T and G^T G, P and Q their eigenvectors; Adam's second
+moment is kept of P^T G Q, and its direction is turned back.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from optimizers.blocks import merge
+from optimizers.recipe import ALLOWED, WEIGHT_DECAY, in_recipe
+from optimizers.roots import eigenvectors
+from optimizers.spec import Allowed, Search, Spec
+
+Matrices = tuple[Array, ...]  # of the turned axes, in order: [d, d]
+
+
+class SOAPState(NamedTuple):
+    """State of `scale_by_soap`."""
+
+    step: Array  # [] int32: updates so far
+    average: Any  # of gradients, like the parameters, not turned
+    second_moment: tuple[Array, ...]  # per leaf, of turned gradients, in the merged shape
+    statistics: tuple[Matrices, ...]  # per leaf
+    bases: tuple[Matrices, ...]  # per leaf: eigenvectors in columns, eigenvalues ascending
+
+
+def direction(
+    *,
+    b1: float = 0.95,
+    b2: float = 0.95,
+    shampoo_b2: float = 0.95,
+    eps: float = 1e-8,
+    interval: int = 10,
+    longest: int = 1024,
+) -> optax.GradientTransformation:
+    """scale_by_soap."""
+    return scale_by_soap(b1, b2, shampoo_b2, eps, interval, longest)
+
+
+def scale_by_soap(
+    b1: float, b2: float, shampoo_b2: float, eps: float, interval: int, longest: int
+) -> optax.GradientTransformation:
+    """Adam's direction in the eigenbases, turned back.
+
+    Args:
+      b1: decay of the average of gradients, debiased.
+      b2: decay of the second moment, debiased.
+      shampoo_b2: decay of the statistics.
+      eps: Adam's.
+      interval: steps between renewals of the bases, the first of which has one; 0: none, which is Adam.
+      longest: longer axes are not turned; nor are vectors.
+    """
+
+    def init(params: Any) -> SOAPState:
+        leaves = jax.tree.leaves(params)
+        sizes = [
+            [leaf_shape[a] for a in _turned(leaf_shape, longest)] for leaf_shape in map(_merged, leaves)
+        ]
+        return SOAPState(
+            step=jnp.zeros([], jnp.int32),
+            average=jax.tree.map(jnp.zeros_like, params),
+            second_moment=tuple(jnp.zeros(_merged(leaf)) for leaf in leaves),
+            statistics=tuple(tuple(jnp.zeros((d, d)) for d in leaf) for leaf in sizes),
+            bases=tuple(tuple(jnp.eye(d) for d in leaf) for leaf in sizes),
+        )
+
+    def update(grads: Any, state: SOAPState, params: Any = None) -> tuple[Any, SOAPState]:
+        del params
+        step = state.step + 1
+        average = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.average, grads)
+        leaves, tree = jax.tree.flatten(grads)
+        tensors = [leaf.reshape(_merged(leaf)) for leaf in leaves]
+        axes = [_turned(t.shape, longest) for t in tensors]
+
+        statistics = tuple(
+            tuple(
+                shampoo_b2 * s + (1 - shampoo_b2) * _gram(t, axis)
+                for axis, s in zip(turned, old, strict=True)
+            )
+            for t, turned, old in zip(tensors, axes, state.statistics, strict=True)
+        )
+        bases = state.bases
+        if interval:
+            bases = _renewed(statistics, bases, state.step % interval == 0)
+
+        second, updates = [], []
+        for t, m, v, turned, basis in zip(
+            tensors, jax.tree.leaves(average), state.second_moment, axes, bases, strict=True
+        ):
+            v = b2 * v + (1 - b2) * turn(t, turned, [q.T for q in basis]) ** 2
+            top = turn(m.reshape(t.shape) / (1 - b1**step), turned, [q.T for q in basis])
+            scaled = top / (jnp.sqrt(v / (1 - b2**step)) + eps)
+            second.append(v)
+            updates.append(turn(scaled, turned, basis).reshape(m.shape))
+        state = SOAPState(step, average, tuple(second), statistics, bases)
+        return jax.tree.unflatten(tree, updates), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def turn(tensor: Array, axes: Sequence[int], matrices: Sequence[Array]) -> Array:
+    """A tensor multiplied along each of `axes` by its matrix [d, d]."""
+    for axis, matrix in zip(axes, matrices, strict=True):
+        tensor = jnp.moveaxis(jnp.tensordot(matrix, tensor, axes=(1, axis)), 0, axis)
+    return tensor
+
+
+def _renewed(
+    statistics: tuple[Matrices, ...], bases: tuple[Matrices, ...], due: Array
+) -> tuple[Matrices, ...]:
+    """The eigenvectors of all statistics where due, those of one size as one batch."""
+    new = [list(leaf) for leaf in bases]
+    places: dict[int, list[tuple[int, int]]] = {}
+    for i, leaf in enumerate(statistics):
+        for j, s in enumerate(leaf):
+            places.setdefault(s.shape[0], []).append((i, j))
+    for group in places.values():
+        stack = jnp.stack([statistics[i][j] for i, j in group])
+        for (i, j), q in zip(group, eigenvectors(stack, jnp.full(len(group), due)), strict=True):
+            new[i][j] = jnp.where(due & jnp.all(jnp.isfinite(q)), q, bases[i][j])
+    return tuple(tuple(leaf) for leaf in new)
+
+
+def _gram(tensor: Array, axis: int) -> Array:
+    flat = jnp.moveaxis(tensor, axis, 0).reshape(tensor.shape[axis], -1)
+    return flat @ flat.T
+
+
+def _merged(leaf: Array) -> tuple[int, ...]:
+    return merge(leaf.shape, 4096)
+
+
+def _turned(shape: tuple[int, ...], longest: int) -> list[int]:
+    """The axes of a merged shape that are turned."""
+    return [axis for axis, d in enumerate(shape) if d <= longest] if len(shape) > 1 else []
+
+
+build = in_recipe(direction, learning_rate=0.01)
+
+SPEC = Spec(
+    name="soap",
+    build=build,
+    space={"learning_rate": Search(1e-3, 1e-1), "weight_decay": WEIGHT_DECAY},
+    allowed={
+        **ALLOWED,
+        "b1": Allowed(0.0, 1.0),
+        "b2": Allowed(0.0, 1.0),
+        "shampoo_b2": Allowed(0.0, 1.0),
+        "eps": Allowed(0.0),
+        "interval": Allowed(0),
+        "longest": Allowed(1),
+    },
+    reference=(
+        "Vyas et al. 2024 (arXiv 2409.11321). Bases by eigendecomposition, where theirs take one QR "
+        "step from the old ones; and the first step is taken, which theirs skips."
+    ),
+)
