@@ -36,8 +36,8 @@ def build(
 ) -> optax.GradientTransformation:
     """scale_by_distributed_shampoo in the shared recipe, which has schedule and decoupled decay.
 
-    Axes are merged up to `merge`: with its own default of 4096 a matrix [64, 64] becomes one vector, which
-    is then preconditioned by 32 full matrices, at ten times the cost on `digits`.
+    Axes are merged up to `merge`. With its own default of 4096 a matrix [64, 64] becomes one vector,
+    preconditioned by 32 full matrices: ten times the cost on `digits`.
     """
     return recipe(
         scale_by_distributed_shampoo(

@@ -53,7 +53,7 @@ def scale_by_soap(
       b2: decay of the second moment, debiased.
       shampoo_b2: decay of the statistics.
       eps: Adam's.
-      interval: steps between renewals of the bases, the first of which has one; 0: none, which is Adam.
+      interval: steps from one renewal of the bases to the next; 0: none, which is Adam.
       longest: longer axes are not turned; nor are vectors.
     """
 
@@ -72,33 +72,35 @@ def scale_by_soap(
 
     def update(grads: Any, state: SOAPState, params: Any = None) -> tuple[Any, SOAPState]:
         del params
-        step = state.step + 1
-        average = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.average, grads)
         leaves, tree = jax.tree.flatten(grads)
         tensors = [leaf.reshape(_merged(leaf)) for leaf in leaves]
         axes = [_turned(t.shape, longest) for t in tensors]
+        # In the bases of its own statistics the first gradient is diagonal, and the rest of it rounding:
+        # it gives the first bases, and no update.
+        steps = state.step + (0 if interval else 1)
+        counts = jnp.float32(steps > 0)
+
+        average = jax.tree.map(lambda m, g: _mix(m, g, 1 - counts * (1 - b1)), state.average, grads)
+        second, updates = [], []
+        for t, m, v, turned, basis in zip(
+            tensors, jax.tree.leaves(average), state.second_moment, axes, state.bases, strict=True
+        ):
+            v = _mix(v, turn(t, turned, [q.T for q in basis]) ** 2, 1 - counts * (1 - b2))
+            top = turn(m.reshape(t.shape), turned, [q.T for q in basis]) / (
+                1 - b1 ** jnp.maximum(steps, 1)
+            )
+            scaled = counts * top / (jnp.sqrt(v / (1 - b2 ** jnp.maximum(steps, 1))) + eps)
+            second.append(v)
+            updates.append(turn(scaled, turned, basis).reshape(m.shape))
 
         statistics = tuple(
-            tuple(
-                shampoo_b2 * s + (1 - shampoo_b2) * _gram(t, axis)
-                for axis, s in zip(turned, old, strict=True)
-            )
+            tuple(_mix(s, _gram(t, axis), shampoo_b2) for axis, s in zip(turned, old, strict=True))
             for t, turned, old in zip(tensors, axes, state.statistics, strict=True)
         )
         bases = state.bases
         if interval:
             bases = _renewed(statistics, bases, state.step % interval == 0)
-
-        second, updates = [], []
-        for t, m, v, turned, basis in zip(
-            tensors, jax.tree.leaves(average), state.second_moment, axes, bases, strict=True
-        ):
-            v = b2 * v + (1 - b2) * turn(t, turned, [q.T for q in basis]) ** 2
-            top = turn(m.reshape(t.shape) / (1 - b1**step), turned, [q.T for q in basis])
-            scaled = top / (jnp.sqrt(v / (1 - b2**step)) + eps)
-            second.append(v)
-            updates.append(turn(scaled, turned, basis).reshape(m.shape))
-        state = SOAPState(step, average, tuple(second), statistics, bases)
+        state = SOAPState(state.step + 1, average, tuple(second), statistics, bases)
         return jax.tree.unflatten(tree, updates), state
 
     return optax.GradientTransformation(init, update)
@@ -125,6 +127,10 @@ def _renewed(
         for (i, j), q in zip(group, eigenvectors(stack, jnp.full(len(group), due)), strict=True):
             new[i][j] = jnp.where(due & jnp.all(jnp.isfinite(q)), q, bases[i][j])
     return tuple(tuple(leaf) for leaf in new)
+
+
+def _mix(old: Array, new: Array, decay: float | Array) -> Array:
+    return decay * old + (1 - decay) * new
 
 
 def _gram(tensor: Array, axis: int) -> Array:
@@ -158,6 +164,6 @@ SPEC = Spec(
     },
     reference=(
         "Vyas et al. 2024 (arXiv 2409.11321). Bases by eigendecomposition, where theirs take one QR "
-        "step from the old ones; and the first step is taken, which theirs skips."
+        "step from the old ones."
     ),
 )
