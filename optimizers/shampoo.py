@@ -259,10 +259,7 @@ def step_blocks(
     Returns:
       (directions per stack [K, ...], what is kept), and how many roots failed on all devices.
     """
-    kept = [
-        b._replace(statistics=_each_block(lambda g, s: statistics(rule, numbers, g, s), g, b.statistics))
-        for g, b in zip(of_grads, kept, strict=True)
-    ]
+    kept = renew_statistics(rule, numbers, of_grads, kept)
     if rule.interval == rule.phases:
         kept, failed = renew(rule, stacks, numbers, kept)
     else:
@@ -272,11 +269,28 @@ def step_blocks(
             lambda kept: (kept, jnp.zeros([], jnp.int32)),
             kept,
         )
-    directions = [
+    directions = precondition_all(rule, numbers, of_top, kept)
+    return (directions, tuple(kept)), sharding.total(failed)
+
+
+def renew_statistics(
+    rule: Rule, numbers: Numbers, of_grads: Sequence[Array], kept: Sequence[Blocks]
+) -> list[Blocks]:
+    """`statistics` of all blocks."""
+    return [
+        b._replace(statistics=_each_block(lambda g, s: statistics(rule, numbers, g, s), g, b.statistics))
+        for g, b in zip(of_grads, kept, strict=True)
+    ]
+
+
+def precondition_all(
+    rule: Rule, numbers: Numbers, of_top: Sequence[Array], kept: Sequence[Blocks]
+) -> tuple[Array, ...]:
+    """`precondition` of all blocks."""
+    return tuple(
         _each_block(lambda m, b: precondition(rule, numbers, m, b), m, b)
         for m, b in zip(of_top, kept, strict=True)
-    ]
-    return (tuple(directions), tuple(kept)), sharding.total(failed)
+    )
 
 
 def statistics(rule: Rule, numbers: Numbers, g: Array, old: tuple[Array, ...]) -> tuple[Array, ...]:
