@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import benchmarks  # noqa: F401  # before numpy and JAX: it sets LAPACK's number of threads
 from testbed import compilation
 from testbed.models.mlp import MLP
 from testbed.tasks import TASKS

@@ -13,6 +13,7 @@ from jax import random
 from benchmarks.commands import make_trial
 from optimizers import recipe, registry
 from optimizers.spec import OptimizerError
+from testbed import checkpoints
 from tests.test_trial import finish
 
 STEPS = 30
@@ -87,6 +88,15 @@ def test_updates_keep_tree_shapes_and_dtypes(name, params):
     assert jax.tree.structure(state) == jax.tree.structure(start)
     shapes = [jax.tree.map(lambda x: (jnp.shape(x), jnp.asarray(x).dtype), s) for s in (state, start)]
     assert shapes[0] == shapes[1]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_state_can_be_saved_and_restored(name, params, tmp_path):
+    _, state = descend(build(name), params, gradients_like(params, 2))
+    checkpoints.save(tmp_path / "state.npz", state, {})
+    restored = checkpoints.load(tmp_path / "state.npz", jax.tree.map(jnp.zeros_like, state))
+    assert restored is not None
+    jax.tree.map(np.testing.assert_array_equal, restored[0], state)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -61,7 +61,7 @@ def test_scatter_is_the_inverse_of_gather(shapes, block):
     leaves = [jnp.arange(math.prod(s), dtype=jnp.float32).reshape(s) + i for i, s in enumerate(shapes)]
     layout = blocks.cut(shapes, block, limit=12, longest=1000)
     stacks = blocks.gather(leaves, layout)
-    assert [x.shape for x in stacks] == [(s.count, *s.shape) for s in layout.stacks]
+    assert [x.shape for x in stacks] == [(s.size, *s.shape) for s in layout.stacks]
     assert all(d <= block for s in layout.stacks for d in s.shape)
     nothing = [leaf if leaf.size == 1 else jnp.full_like(leaf, -1) for leaf in leaves]
     assert_same(blocks.scatter(stacks, nothing, layout), leaves)
@@ -77,7 +77,7 @@ def test_blocks_are_submatrices_whichever_layer_they_are_from():
 
 def test_long_axes_are_not_cut():
     layout = blocks.cut([(50, 6)], 4, limit=1, longest=40)
-    assert {s.shape: s.count for s in layout.stacks} == {(50, 4): 1, (50, 2): 1}
+    assert {s.shape: s.size for s in layout.stacks} == {(50, 4): 1, (50, 2): 1}
 
 
 # Roots
