@@ -221,10 +221,15 @@ def flops(jaxpr: Any) -> float:
     return sum(_flops_of(eqn) for eqn in jaxpr.eqns)
 
 
+def step_flops() -> float:
+    """Of R50x1's forward and backward passes for a batch of the paper's, without the teacher's."""
+    params = jax.eval_shape(R50X1.init, random.key(0), AFTER_ROOT)
+    return 3 * flops(jax.make_jaxpr(R50X1.apply)(params, AFTER_ROOT).jaxpr)
+
+
 def share_of_step(costs: Sequence[Cost]) -> str:
     """FLOPs of updates, as shares of those of the student's forward and backward passes."""
-    params = jax.eval_shape(R50X1.init, random.key(0), AFTER_ROOT)
-    step = 3 * flops(jax.make_jaxpr(R50X1.apply)(params, AFTER_ROOT).jaxpr)
+    step = step_flops()
     shares = ", ".join(f"{cost.name} {cost.flops / step:.2%}" for cost in costs)
     return f"r50x1, a step of 512 images: {step / 1e12:.3g} TFLOP, of which an update is {shares}"
 

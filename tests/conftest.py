@@ -1,11 +1,13 @@
 """Options and small tasks that the tests share."""
 
 import dataclasses
+import sys
 from pathlib import Path
 
 import pytest
 
 import benchmarks  # noqa: F401  # before numpy and JAX: it sets LAPACK's number of threads
+from benchmarks.commands import serve
 from testbed import compilation
 from testbed.models.mlp import MLP
 from testbed.tasks import TASKS
@@ -37,3 +39,17 @@ def tiny() -> Task:
 @pytest.fixture
 def out(tmp_path: Path) -> Path:
     return tmp_path / "runs"
+
+
+@pytest.fixture
+def command(monkeypatch, capsys, tmp_path):
+    """Runs a command's main in this process: exit status, stdout, stderr."""
+
+    def call(module, *words):
+        monkeypatch.setattr(sys, "argv", [f"{module.__name__.split('.')[-1]}.py", *map(str, words)])
+        with pytest.raises(SystemExit) as caught:
+            serve(module.main)
+        return (caught.value.code, *capsys.readouterr())
+
+    monkeypatch.chdir(tmp_path)
+    return call

@@ -11,7 +11,6 @@ import pytest
 
 from analysis import comparison
 from benchmarks import make_teacher, overhead, run, study, sweep
-from benchmarks.commands import serve
 from optimizers import registry
 from testbed import records, teachers
 from testbed.tasks import TASKS
@@ -30,20 +29,6 @@ def tiny_task(tiny, monkeypatch):
     task = dataclasses.replace(tiny, horizons=horizons)
     for module in (run, sweep, study):
         monkeypatch.setattr(module, "TASKS", {**TASKS, "tiny": task})
-
-
-@pytest.fixture
-def command(monkeypatch, capsys, tmp_path):
-    """Runs a command's main in this process: exit status, stdout, stderr."""
-
-    def call(module, *words):
-        monkeypatch.setattr(sys, "argv", [f"{module.__name__.split('.')[-1]}.py", *map(str, words)])
-        with pytest.raises(SystemExit) as caught:
-            serve(module.main)
-        return (caught.value.code, *capsys.readouterr())
-
-    monkeypatch.chdir(tmp_path)
-    return call
 
 
 def test_three_optimizers_race_and_are_reported(command, tiny_task, tmp_path):
