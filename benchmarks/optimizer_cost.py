@@ -29,6 +29,7 @@ from matplotlib import pyplot as plt
 from benchmarks.commands import choose, make_trial, positive, serve
 from optimizers import blocks, registry, shampoo
 from testbed import provenance
+from testbed.errors import RequestError
 from testbed.models.bit import BiT
 from testbed.tasks import TASKS
 from testbed.trial import compile_programs, load_world, make_keys
@@ -54,7 +55,7 @@ def main() -> None:
         steps = whole_steps(name, names, rounds) if name in TASKS else {}
         rows += table(name, params, costs, steps)
         print(markdown(pd.DataFrame([row for row in rows if row["shapes"] == name])), flush=True)
-        print(phases_line(name, params), flush=True)
+        print(pieces_line(name, params), flush=True)
         if name == "r50x1":
             print(share_of_step(costs))
     frame = pd.DataFrame(rows)
@@ -113,8 +114,7 @@ class Cost:
         full = optax.with_extra_args_support(optimizer)
 
         def update(grads: Any, state: Any, params: Any, key: Any) -> Any:
-            updates, state = full.update(grads, state, params, **free_of_cost(grads, params, key))
-            return updates, state
+            return full.update(grads, state, params, **free_of_cost(grads, params, key))
 
         self._params = normal_like(params, GRADIENTS)
         self._grads = [normal_like(params, i) for i in range(GRADIENTS)]
@@ -174,12 +174,17 @@ def whole_steps(task: str, names: Sequence[str], rounds: int) -> dict[str, float
             if number:
                 seconds[name].append((time.perf_counter() - begun) / (2 * CYCLE))
             running[name] = (programs, traced, state)
+    for name, (_, _, state) in running.items():
+        if not state.finite:  # it stands still, which costs nothing
+            raise RequestError(f"--opt {name}: it diverges on {task}; there is no step to time")
     return {name: statistics.median(times) for name, times in seconds.items()}
 
 
-def phases_line(name: str, params: Any) -> str:
+def pieces_line(name: str, params: Any) -> str:
     """Where the time of a Shampoo update goes, by timing its pieces alone."""
-    rule = shampoo.Rule("average", CYCLE, True, 0, True, "auto")
+    rule = shampoo.Rule(
+        accumulate="average", interval=CYCLE, stagger=True, power=0, relative=True, method="auto"
+    )
     layout = blocks.cut([leaf.shape for leaf in jax.tree.leaves(params)], 128, 4096, 8192)
     numbers = shampoo.Numbers(jnp.int32(0), jnp.float32(0.95), jnp.float32(1e-6))
     leaves = jax.tree.leaves(normal_like(params, 0))
@@ -217,7 +222,7 @@ FREE = {
 
 
 def flops(jaxpr: Any) -> float:
-    """FLOPs of a program; of a branch the dearer one, of a `while` one turn."""
+    """FLOPs of a program; of a branch the dearer one, of a `while` one turn (Newton's too)."""
     return sum(_flops_of(eqn) for eqn in jaxpr.eqns)
 
 
@@ -240,6 +245,9 @@ def _flops_of(eqn: Any) -> float:
     if name == "dot_general":
         ((contracted, _), _), left = eqn.params["dimension_numbers"], eqn.invars[0].aval.shape
         return 2.0 * out.size * math.prod(left[axis] for axis in contracted)
+    if name == "conv_general_dilated":
+        kernel, where = eqn.invars[1].aval, eqn.params["dimension_numbers"].rhs_spec
+        return 2.0 * out.size * kernel.size / kernel.shape[where[0]]
     if name == "eigh":
         *batch, n, _ = eqn.invars[0].aval.shape
         return EIGH * math.prod(batch) * n**3
@@ -262,7 +270,10 @@ def _flops_of(eqn: Any) -> float:
     ]
     if inner:
         return times * sum(flops(jaxpr) for jaxpr in inner)
-    return 0.0 if name in FREE or out is None else float(getattr(out, "size", 0))
+    if name in FREE or out is None:
+        return 0.0
+    # A sum over n entries is n.
+    return float(getattr(eqn.invars[0].aval if name.startswith("reduce_") else out, "size", 0))
 
 
 # Tables

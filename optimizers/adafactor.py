@@ -11,7 +11,7 @@ def direction(
 ) -> optax.GradientTransformation:
     """Factored second moments, clipped by the root mean square per tensor, averaged with b1.
 
-    Second moments decay with 1 - t^(-decay). Those of tensors whose two longest axes are shorter than
+    Second moments decay with 1 - t^(-decay). Those of tensors whose second longest axis is shorter than
     factored_from are whole.
     """
     return optax.chain(
@@ -21,7 +21,7 @@ def direction(
     )
 
 
-build = in_recipe(direction, learning_rate=0.01)
+build = in_recipe(direction, learning_rate=0.0146, weight_decay=0.000119)
 
 SPEC = Spec(
     name="adafactor",

@@ -11,8 +11,7 @@ def direction(*, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> optax
     return optax.scale_by_adam(b1, b2, eps)
 
 
-# Learning rate and weight decay: the best of 12 on `digits`, short horizon (docs/digits.md).
-build = in_recipe(direction, learning_rate=0.0146, weight_decay=1.19e-4)
+build = in_recipe(direction, learning_rate=0.0146, weight_decay=0.000119)
 
 SPEC = Spec(
     name="adam",

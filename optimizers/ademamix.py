@@ -11,8 +11,8 @@ from optimizers.spec import Allowed, Search, Spec
 def build(
     total_steps: int,
     *,
-    learning_rate: float = 5e-3,
-    weight_decay: float = 1e-4,
+    learning_rate: float = 0.00821,
+    weight_decay: float = 1.19e-05,
     b1: float = 0.9,
     b2: float = 0.999,
     b3: float = 0.999,

@@ -13,15 +13,12 @@ from typing import Any
 import jax
 import optax
 
-from optimizers.recipe import ALLOWED, WEIGHT_DECAY, recipe
+from optimizers.recipe import ALLOWED, WEIGHT_DECAY, in_recipe
 from optimizers.spec import Allowed, Search, Spec
 
 
-def build(
-    total_steps: int,
+def direction(
     *,
-    learning_rate: float = 0.0146,
-    weight_decay: float = 1.19e-4,
     b1: float = 0.9,
     b2: float = 0.95,
     interval: int = 20,
@@ -31,32 +28,23 @@ def build(
     graft: str = "rmsprop",
     nesterov: bool = True,
     start: int = 0,
-    warmup: float = 0.05,
-    clip: float = 1.0,
 ) -> optax.GradientTransformation:
-    """scale_by_distributed_shampoo in the shared recipe, which has schedule and decoupled decay.
+    """Its directions, with momentum as an average, and axes merged up to `merge`.
 
-    Axes are merged up to `merge`. With its own default of 4096 a matrix [64, 64] becomes one vector,
-    preconditioned by 32 full matrices: ten times the cost on `digits`.
+    With its own default of 4096 a matrix [64, 64] becomes one vector, preconditioned by 32 full
+    matrices: ten times the cost on `digits`.
     """
-    return recipe(
-        scale_by_distributed_shampoo(
-            beta1=b1,
-            beta2=b2,
-            preconditioning_compute_steps=interval,
-            block_size=block,
-            merge_small_dims_block_size=merge,
-            matrix_epsilon=ridge,
-            graft_type=graft,
-            nesterov=nesterov,
-            start_preconditioning_step=start,
-            moving_average_for_momentum=True,
-        ),
-        total_steps,
-        learning_rate=learning_rate,
-        weight_decay=weight_decay,
-        warmup=warmup,
-        clip=clip,
+    return scale_by_distributed_shampoo(
+        beta1=b1,
+        beta2=b2,
+        preconditioning_compute_steps=interval,
+        block_size=block,
+        merge_small_dims_block_size=merge,
+        matrix_epsilon=ridge,
+        graft_type=graft,
+        nesterov=nesterov,
+        start_preconditioning_step=start,
+        moving_average_for_momentum=True,
     )
 
 
@@ -105,6 +93,8 @@ class _OldJax:
     def __getattr__(self, name: str) -> Any:
         return getattr(jax, name)
 
+
+build = in_recipe(direction, learning_rate=0.00462, weight_decay=0.00055)
 
 SPEC = Spec(
     name="distributed_shampoo",

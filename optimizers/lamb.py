@@ -9,8 +9,8 @@ from optimizers.spec import Allowed, Search, Spec
 def build(
     total_steps: int,
     *,
-    learning_rate: float = 3e-2,
-    weight_decay: float = 1e-2,
+    learning_rate: float = 0.0146,
+    weight_decay: float = 0.0119,
     b1: float = 0.9,
     b2: float = 0.999,
     eps: float = 1e-6,
@@ -19,7 +19,8 @@ def build(
 ) -> optax.GradientTransformationExtraArgs:
     """|p| d / |d| with d = Adam's direction + weight_decay * p, in the shared recipe.
 
-    The decay is part of what is scaled, as the method has it, and so it is not the recipe's.
+    d itself where p or d is zero. The decay is part of what is scaled, as the method has it, and so
+    it is not the recipe's.
     """
     direction = optax.chain(
         optax.scale_by_adam(b1, b2, eps),

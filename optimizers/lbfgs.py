@@ -1,17 +1,16 @@
 """L-BFGS with a zoom line search on the step's own lesson."""
 
 import optax
-from jax import Array
 
-from optimizers.recipe import ALLOWED, WEIGHT_DECAY, kernels, schedule
+from optimizers.recipe import ALLOWED, WEIGHT_DECAY, decay, height_above_zero
 from optimizers.spec import Allowed, Search, Spec
 
 
 def build(
     total_steps: int,
     *,
-    learning_rate: float = 0.3,
-    weight_decay: float = 1e-5,
+    learning_rate: float = 0.821,
+    weight_decay: float = 2.55e-06,
     memory: int = 10,
     search_steps: int = 10,
     warmup: float = 0.05,
@@ -21,17 +20,15 @@ def build(
     The line search starts at a step of 1 and evaluates value and gradient at up to search_steps points.
     The gradient is not clipped: the search compares it with values.
     """
-
-    def height(step: Array) -> Array:
-        return schedule(step + 1, total_steps + 1, warmup)
-
     search = optax.scale_by_zoom_linesearch(
         max_linesearch_steps=search_steps, initial_guess_strategy="one"
     )
     return optax.chain(
         optax.lbfgs(memory_size=memory, linesearch=search),
-        optax.scale_by_schedule(lambda step: learning_rate * height(step)),
-        optax.add_decayed_weights(lambda step: -weight_decay * height(step), mask=kernels),
+        optax.scale_by_schedule(
+            lambda step: learning_rate * height_above_zero(step, total_steps, warmup)
+        ),
+        decay(weight_decay, total_steps, warmup),
     )
 
 

@@ -11,7 +11,7 @@ def direction(*, b1: float = 0.9, b2: float = 0.99) -> optax.GradientTransformat
     return optax.scale_by_lion(b1, b2)
 
 
-build = in_recipe(direction, learning_rate=1e-3)
+build = in_recipe(direction, learning_rate=0.00195, weight_decay=5.5e-06)
 
 SPEC = Spec(
     name="lion",

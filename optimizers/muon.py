@@ -67,7 +67,7 @@ def orthogonalize(matrix: Array, steps: int = 5) -> Array:
     return x.T if tall else x
 
 
-build = in_recipe(direction, learning_rate=0.03)
+build = in_recipe(direction, learning_rate=0.0438, weight_decay=0.000119)
 
 SPEC = Spec(
     name="muon",

@@ -11,7 +11,7 @@ def direction(*, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> optax
     return optax.scale_by_adam(b1, b2, eps, nesterov=True)
 
 
-build = in_recipe(direction, learning_rate=0.0146)
+build = in_recipe(direction, learning_rate=0.0146, weight_decay=0.000119)
 
 SPEC = Spec(
     name="nadamw",

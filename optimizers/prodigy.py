@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from optimizers.recipe import ALLOWED, WEIGHT_DECAY, kernels, schedule
+from optimizers.recipe import ALLOWED, WEIGHT_DECAY, decay, height_above_zero
 from optimizers.spec import Allowed, Search, Spec
 
 
@@ -28,8 +28,8 @@ class ProdigyState(NamedTuple):
 def build(
     total_steps: int,
     *,
-    learning_rate: float = 1.0,
-    weight_decay: float = 1e-4,
+    learning_rate: float = 6.16,
+    weight_decay: float = 0.00033,
     b1: float = 0.9,
     b2: float = 0.999,
     eps: float = 1e-8,
@@ -42,12 +42,12 @@ def build(
     """
 
     def height(step: Array) -> Array:
-        return schedule(step + 1, total_steps + 1, warmup)  # above 0 also at the first update
+        return learning_rate * height_above_zero(step, total_steps, warmup)
 
     return optax.chain(
         optax.clip_by_global_norm(clip),
-        prodigy(lambda step: learning_rate * height(step), b1, b2, eps),
-        optax.add_decayed_weights(lambda step: -weight_decay * height(step), mask=kernels),
+        prodigy(height, b1, b2, eps),
+        decay(weight_decay, total_steps, warmup),
     )
 
 
@@ -66,15 +66,10 @@ def prodigy(
 
     def init(params: Any) -> ProdigyState:
         zeros = functools.partial(jax.tree.map, jnp.zeros_like, params)
-        return ProdigyState(
-            jnp.zeros([], jnp.int32),
-            jnp.float32(start),
-            jnp.float32(0),
-            zeros(),
-            zeros(),
-            zeros(),
-            params,
-        )
+        # A copy: a donated buffer can be given away only once.
+        first = jax.tree.map(lambda p: jnp.array(p, copy=True), params)
+        begin, d, r = jnp.zeros([], jnp.int32), jnp.float32(start), jnp.float32(0)
+        return ProdigyState(begin, d, r, zeros(), zeros(), zeros(), first)
 
     def update(grads: Any, state: ProdigyState, params: Any) -> tuple[Any, ProdigyState]:
         step, d, b3 = state.step + 1, state.d, b2**0.5

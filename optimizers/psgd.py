@@ -13,13 +13,13 @@ import jax.numpy as jnp
 import optax
 from jax import Array, lax
 
+from optimizers.axes import along, gram, product
 from optimizers.blocks import merge
 from optimizers.recipe import ALLOWED, WEIGHT_DECAY, in_recipe
 from optimizers.spec import Allowed, Search, Spec
 
-Factors = tuple[
-    Array, ...
-]  # per axis [d, d], upper triangular; of long axes and of vectors the diagonal, [d]
+# Per axis [d, d], upper triangular; of long axes and of vectors the diagonal, [d].
+Factors = tuple[Array, ...]
 
 
 class PSGDState(NamedTuple):
@@ -33,7 +33,7 @@ class PSGDState(NamedTuple):
 def direction(
     *, b1: float = 0.9, rate: float = 0.1, interval: int = 2, longest: int = 1024
 ) -> optax.GradientTransformationExtraArgs:
-    """scale_by_psgd."""
+    """The averaged gradient, whitened by Kronecker factors that are fitted by descent."""
     return scale_by_psgd(b1, rate, interval, longest)
 
 
@@ -82,28 +82,30 @@ def fit(factors: Sequence[Array], g: Array, noise: Array, rate: float | Array) -
     tiny = 1e-30
     a, b = g, noise
     for axis, q in enumerate(factors):
-        a, b = _along(q, a, axis), _solve_along(q, b, axis)
+        a, b = along(q, a, axis), _solve_along(q, b, axis)
     new = []
     for axis, q in enumerate(factors):
-        of_a, of_b = _gram(a, axis, q.ndim), _gram(b, axis, q.ndim)
+        of_a, of_b = (gram(x, axis, diagonal=q.ndim == 1) for x in (a, b))
         step = of_a - of_b
         if q.ndim == 1:
             new.append(q - rate * step / (jnp.max(of_a + of_b) + tiny) * q)
         else:
             size = _norm_bound(of_a + of_b) + tiny
-            new.append(q - rate / size * jnp.triu(step) @ q)
-    return _balanced(new)
+            new.append(q - rate / size * product(jnp.triu(step), q))
+    # Of a zero there is nothing to fit, and the noise alone would let the factors grow without end.
+    some = jnp.any(g != 0)
+    return tuple(jnp.where(some, n, q) for n, q in zip(_balanced(new), factors, strict=True))
 
 
 def whiten(factors: Sequence[Array], g: Array) -> Array:
     """Q^T Q along each axis."""
     for axis, q in enumerate(factors):
-        g = _along(q.T @ q if q.ndim == 2 else q * q, g, axis)
+        g = along(product(q.T, q) if q.ndim == 2 else q * q, g, axis)
     return g
 
 
 def _merged(leaf: Array) -> tuple[int, ...]:
-    return merge(leaf.shape, 4096)
+    return merge(leaf.shape, 4096) or (1,)
 
 
 def _identity(leaf: Array, longest: int) -> Factors:
@@ -112,34 +114,21 @@ def _identity(leaf: Array, longest: int) -> Factors:
     return tuple(jnp.ones(d) if d > longest or len(shape) == 1 else jnp.eye(d) for d in shape)
 
 
-def _along(matrix: Array, tensor: Array, axis: int) -> Array:
-    """A matrix [d, d], or the diagonal [d] of one, times a tensor along an axis."""
-    first = jnp.moveaxis(tensor, axis, 0)
-    flat = first.reshape(first.shape[0], -1)
-    flat = matrix @ flat if matrix.ndim == 2 else matrix[:, None] * flat
-    return jnp.moveaxis(flat.reshape(first.shape), 0, axis)
-
-
 def _solve_along(q: Array, tensor: Array, axis: int) -> Array:
     """Q^(-T) times a tensor along an axis."""
     if q.ndim == 1:
-        return _along(1 / q, tensor, axis)
+        return along(1 / q, tensor, axis)
     first = jnp.moveaxis(tensor, axis, 0)
     flat = jax.scipy.linalg.solve_triangular(q, first.reshape(first.shape[0], -1), trans="T")
     return jnp.moveaxis(flat.reshape(first.shape), 0, axis)
 
 
-def _gram(tensor: Array, axis: int, rank: int) -> Array:
-    """The tensor times itself, summed over all axes but one: [d, d], or its diagonal for rank 1."""
-    flat = jnp.moveaxis(tensor, axis, 0).reshape(tensor.shape[axis], -1)
-    return jnp.sum(flat**2, axis=1) if rank == 1 else flat @ flat.T
-
-
 def _norm_bound(a: Array) -> Array:
     """A lower bound of a symmetric matrix' spectral norm, above half of it in practice."""
+    scale = jnp.max(jnp.abs(a)) + 1e-30
+    a = a / scale
     column = a[:, jnp.argmax(jnp.sum(a**2, axis=0))]
-    v = a @ (column / (jnp.linalg.norm(column) + 1e-30))
-    return jnp.linalg.norm(v)
+    return scale * jnp.linalg.norm(product(a, column)) / (jnp.linalg.norm(column) + 1e-30)
 
 
 def _balanced(factors: Sequence[Array]) -> Factors:
@@ -155,7 +144,7 @@ def _limit(tensor: Array, most: float) -> Array:
     return tensor * jnp.minimum(1.0, most / jnp.maximum(size, 1e-30))
 
 
-build = in_recipe(direction, learning_rate=3e-3)
+build = in_recipe(direction, learning_rate=0.00438, weight_decay=0.000119)
 
 SPEC = Spec(
     name="psgd",

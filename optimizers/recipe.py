@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax import Array
 
 from optimizers.spec import Allowed, Search
 
@@ -100,7 +101,7 @@ def in_recipe(
     return build
 
 
-def schedule(step: jax.Array, total_steps: int, warmup: float) -> jax.Array:
+def schedule(step: Array, total_steps: int, warmup: float) -> Array:
     """Linear warm-up times cosine decay, in [0, 1]; `step` counts updates from 0.
 
     0.5 (1 + cos(pi clip((i - W) / (T - W), 0, 1))) min(1, i / W) with W = warmup * T, as big_vision's
@@ -111,6 +112,18 @@ def schedule(step: jax.Array, total_steps: int, warmup: float) -> jax.Array:
     decay = jnp.clip((step - rise) / (total_steps - rise), 0, 1)
     height = 0.5 * (1 + jnp.cos(jnp.pi * decay))
     return height * jnp.where(step < rise, step / jnp.maximum(rise, 1e-9), 1.0)
+
+
+def height_above_zero(step: Array, total_steps: int, warmup: float) -> Array:
+    """The schedule one step ahead, for methods that need it above 0 from the first update on."""
+    return schedule(step + 1, total_steps + 1, warmup)
+
+
+def decay(weight_decay: float, total_steps: int, warmup: float) -> optax.GradientTransformation:
+    """The recipe's weight decay alone, for methods whose updates are no directions."""
+    return optax.add_decayed_weights(
+        lambda step: -weight_decay * height_above_zero(step, total_steps, warmup), mask=kernels
+    )
 
 
 def kernels(params: Any) -> Any:

@@ -19,6 +19,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from optimizers.axes import product
+
 Method = Literal["auto", "eigh", "newton"]
 METHODS: tuple[Method, ...] = ("auto", "eigh", "newton")
 MAX_ITERATIONS = 60
@@ -44,7 +46,7 @@ def inverse_roots(
       method: how.
 
     Returns:
-      roots [k, d, d] and residuals [k]. The root of zero is I.
+      roots [k, d, d] and residuals [k]. The root of zero, without a ridge, is I.
     """
     eigh, newton = (_batched(f, relative) for f in (_by_eigh, _by_newton))
     arguments = (matrices, powers, wanted, jnp.broadcast_to(jnp.float32(ridge), powers.shape))
@@ -93,7 +95,8 @@ def _batched(root, relative):  # type: ignore[no-untyped-def]  # takes and retur
 def eigenvectors(matrices: Array, wanted: Array) -> Array:
     """Eigenvectors, in columns, of symmetric matrices [k, d, d], eigenvalues ascending.
 
-    By the same way as roots: in float64, one after the other on CPU.
+    By the same way as roots: in float64, and one after the other on CPU; elsewhere those that are not
+    wanted cost as much.
     """
 
     def of_one(matrix: Array, power: Array, ridge: Array, relative: bool) -> tuple[Array, Array]:
@@ -113,16 +116,16 @@ def _by_eigh(matrix: Array, power: Array, ridge: Array, relative: bool) -> tuple
         values, vectors = jnp.linalg.eigh(a)
         top = values[-1]
         r = r * top if relative else r
-        values = jnp.where(top > 0, jnp.maximum(values, 0) + r, 1.0)
+        some = top + r > 0
+        values = jnp.where(some, jnp.maximum(values, 0) + r, 1.0)
         exponent = -1 / lax.convert_element_type(power, jnp.float64)
         root = (vectors * values**exponent) @ vectors.T
         probe = jnp.cos(jnp.arange(a.shape[0], dtype=jnp.float64))
-        image = jnp.where(top > 0, a @ probe + r * probe, probe)
+        image = jnp.where(some, a @ probe + r * probe, probe)
         image = lax.fori_loop(jnp.int32(0), power, lambda _, y: root @ y, image)
         residual = jnp.linalg.norm(image - probe) / jnp.linalg.norm(probe)
-        return lax.convert_element_type(root, jnp.float32), lax.convert_element_type(
-            residual, jnp.float32
-        )
+        root, residual = (lax.convert_element_type(x, jnp.float32) for x in (root, residual))
+        return root, residual
 
 
 def _by_newton(matrix: Array, power: Array, ridge: Array, relative: bool) -> tuple[Array, Array]:
@@ -136,7 +139,7 @@ def _by_newton(matrix: Array, power: Array, ridge: Array, relative: bool) -> tup
     """
     size, p = matrix.shape[0], power.astype(jnp.float32)
     identity = jnp.eye(size, dtype=jnp.float32)
-    scale = jnp.max(jnp.abs(matrix))
+    scale = jnp.max(jnp.abs(matrix)) + (0.0 if relative else ridge)
     nothing = ~(scale > 0)
     scale = jnp.where(nothing, 1.0, scale)
     a = jnp.where(nothing, identity, matrix / scale)
@@ -151,8 +154,8 @@ def _by_newton(matrix: Array, power: Array, ridge: Array, relative: bool) -> tup
     def iterate(state: Any) -> Any:
         i, m, x, before, _ = state
         t = ((p + 1) * identity - m) / p
-        m = lax.fori_loop(jnp.int32(0), power, lambda _, m: _product(t, m), m)
-        return i + 1, m, _product(x, t), _distance(m, identity), before
+        m = lax.fori_loop(jnp.int32(0), power, lambda _, m: product(t, m), m)
+        return i + 1, m, product(x, t), _distance(m, identity), before
 
     m = z * (a + r * identity)
     start = (jnp.int32(0), m, z ** (1 / p) * identity, _distance(m, identity), jnp.float32(jnp.inf))
@@ -168,11 +171,7 @@ def _largest_eigenvalue(a: Array) -> Array:
     """Rayleigh quotient of a column of A^128: squared, the others' share is (l2 / l1)^256."""
     q = a
     for _ in range(7):
-        q = _product(q, q)
+        q = product(q, q)
         q = q / jnp.maximum(jnp.max(jnp.abs(q)), 1e-30)
     v = q[:, jnp.argmax(jnp.diagonal(q))]
-    return jnp.vdot(v, _product(a, v)) / jnp.maximum(jnp.vdot(v, v), 1e-30)
-
-
-def _product(a: Array, b: Array) -> Array:
-    return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
+    return jnp.vdot(v, product(a, v)) / jnp.maximum(jnp.vdot(v, v), 1e-30)

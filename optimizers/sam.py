@@ -38,7 +38,7 @@ def at_worst_point(rho: float) -> optax.GradientTransformationExtraArgs:
     return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
 
 
-build = in_recipe(direction, learning_rate=0.0146)
+build = in_recipe(direction, learning_rate=0.0195, weight_decay=5.5e-06)
 
 SPEC = Spec(
     name="sam",

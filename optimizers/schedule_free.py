@@ -24,8 +24,8 @@ class ScheduleFreeState(NamedTuple):
 def build(
     total_steps: int,
     *,
-    learning_rate: float = 0.02,
-    weight_decay: float = 1e-4,
+    learning_rate: float = 0.0146,
+    weight_decay: float = 0.000119,
     beta: float = 0.9,
     b2: float = 0.999,
     eps: float = 1e-8,
@@ -33,7 +33,8 @@ def build(
     clip: float = 1.0,
 ) -> optax.GradientTransformationExtraArgs:
     """Schedule-free, on Adam's direction without momentum. total_steps matters for the warm-up only."""
-    base = optax.chain(optax.clip_by_global_norm(clip), optax.scale_by_adam(0.0, b2, eps))
+    rms = optax.scale_by_rms(b2, eps, eps_in_sqrt=False, bias_correction=True)
+    base = optax.chain(optax.clip_by_global_norm(clip), rms)
     return schedule_free(base, learning_rate, weight_decay, beta, warmup * total_steps)
 
 

@@ -11,8 +11,7 @@ def direction(*, momentum: float = 0.9) -> optax.GradientTransformation:
     return optax.trace(momentum, nesterov=True)
 
 
-# Learning rate and weight decay: the best of 12 on `digits`, short horizon (docs/digits.md).
-build = in_recipe(direction, learning_rate=0.462, weight_decay=5.5e-5)
+build = in_recipe(direction, learning_rate=0.462, weight_decay=5.5e-05)
 
 SPEC = Spec(
     name="sgd",

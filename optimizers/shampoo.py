@@ -22,55 +22,12 @@ import jax.numpy as jnp
 import optax
 from jax import Array, lax
 
-from optimizers import blocks, grafting, sharding
-from optimizers.recipe import ALLOWED, WEIGHT_DECAY, recipe
+from optimizers import axes, blocks, grafting, sharding
+from optimizers.recipe import ALLOWED, WEIGHT_DECAY, in_recipe
 from optimizers.roots import METHODS, Method, inverse_roots
 from optimizers.spec import Allowed, Search, Spec
 
 TOLERANCE = 0.1  # residual of a root above which the old one is kept; Google's threshold
-
-
-def build(
-    total_steps: int,
-    *,
-    learning_rate: float = 0.0146,
-    weight_decay: float = 1.19e-4,
-    b1: float = 0.9,
-    b2: float = 0.95,
-    shampoo_b2: float = 0.95,
-    interval: int = 20,
-    stagger: bool = True,
-    block: int = 128,
-    ridge: float = 1e-6,
-    power: int = 0,
-    graft: str = "adam",
-    start: int = 0,
-    warmup: float = 0.05,
-    clip: float = 1.0,
-) -> optax.GradientTransformation:
-    """scale_by_shampoo in the shared recipe.
-
-    Learning rate and weight decay: the best of 12 on `digits`, short horizon (docs/digits.md).
-    """
-    return recipe(
-        scale_by_shampoo(
-            b1,
-            b2,
-            shampoo_b2,
-            interval=interval,
-            stagger=stagger,
-            block=block,
-            ridge=ridge,
-            power=power,
-            graft=graft,
-            start=start,
-        ),
-        total_steps,
-        learning_rate=learning_rate,
-        weight_decay=weight_decay,
-        warmup=warmup,
-        clip=clip,
-    )
 
 
 class Rule(NamedTuple):
@@ -298,23 +255,17 @@ def statistics(rule: Rule, numbers: Numbers, g: Array, old: tuple[Array, ...]) -
     keep, take = (1.0, 1.0) if rule.accumulate == "sum" else (numbers.decay, 1 - numbers.decay)
     new = []
     for axis, statistic in enumerate(old):
-        flat = jnp.moveaxis(g, axis, 0).reshape(g.shape[axis], -1)
-        gram = jnp.sum(flat**2, axis=1) if statistic.ndim == 1 else _product(flat, flat.T)
-        new.append(keep * statistic + take * gram)
+        new.append(keep * statistic + take * axes.gram(g, axis, diagonal=statistic.ndim == 1))
     return tuple(new)
 
 
 def precondition(rule: Rule, numbers: Numbers, m: Array, kept: Blocks) -> Array:
     """One block, multiplied along each axis by the axis' root."""
     for axis, (statistic, root) in enumerate(zip(*kept, strict=True)):
-        first = jnp.moveaxis(m, axis, 0)
-        flat = first.reshape(first.shape[0], -1)
         if statistic.ndim == 1:
             power = rule.power or 2 * m.ndim
-            flat = _diagonal_root(statistic, power, numbers.ridge, rule.relative)[:, None] * flat
-        else:
-            flat = _product(root, flat)
-        m = jnp.moveaxis(flat.reshape(first.shape), 0, axis)
+            root = _diagonal_root(statistic, power, numbers.ridge, rule.relative)
+        m = axes.along(root, m, axis)
     return m
 
 
@@ -398,10 +349,9 @@ def _average(decay: float | None, grads: Any, old: Any, count: Array) -> tuple[A
 
 
 def _diagonal_root(statistic: Array, power: int, ridge: Array, relative: bool) -> Array:
-    """(s + r)^(-1/p) of a diagonal [d]; 1 where there is nothing."""
-    top = jnp.max(statistic)
-    ridged = statistic + (ridge * top if relative else ridge)
-    return jnp.where(top > 0, ridged, 1.0) ** (-1 / power)
+    """(s + r)^(-1/p) of a diagonal [d]; 1 where that is of nothing."""
+    ridged = statistic + (ridge * jnp.max(statistic) if relative else ridge)
+    return jnp.where(jnp.max(ridged) > 0, ridged, 1.0) ** (-1 / power)
 
 
 def _each_block(f: Callable[..., Any], *arguments: Any) -> Any:
@@ -418,14 +368,40 @@ def _each_block(f: Callable[..., Any], *arguments: Any) -> Any:
     )
 
 
-def _product(a: Array, b: Array) -> Array:
-    return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
-
-
 def _require(name: str, value: str, allowed: Sequence[str]) -> None:
     if value not in allowed:
         raise ValueError(f"{name}={value!r}: Shampoo takes one of {', '.join(allowed)}")
 
+
+def direction(
+    *,
+    b1: float = 0.9,
+    b2: float = 0.95,
+    shampoo_b2: float = 0.95,
+    interval: int = 20,
+    stagger: bool = True,
+    block: int = 128,
+    ridge: float = 1e-6,
+    power: int = 0,
+    graft: str = "adam",
+    start: int = 0,
+) -> optax.GradientTransformation:
+    """The averaged gradient, preconditioned per axis and block, as long as Adam's direction."""
+    return scale_by_shampoo(
+        b1,
+        b2,
+        shampoo_b2,
+        interval=interval,
+        stagger=stagger,
+        block=block,
+        ridge=ridge,
+        power=power,
+        graft=graft,
+        start=start,
+    )
+
+
+build = in_recipe(direction, learning_rate=0.0195, weight_decay=5.5e-06)
 
 SPEC = Spec(
     name="shampoo",

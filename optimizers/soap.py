@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax import Array
+from jax import Array, lax
 
+from optimizers.axes import along, gram
 from optimizers.blocks import merge
 from optimizers.recipe import ALLOWED, WEIGHT_DECAY, in_recipe
 from optimizers.roots import eigenvectors
@@ -39,7 +40,7 @@ def direction(
     interval: int = 10,
     longest: int = 1024,
 ) -> optax.GradientTransformation:
-    """scale_by_soap."""
+    """Adam's direction in the eigenbases of Shampoo's statistics, turned back."""
     return scale_by_soap(b1, b2, shampoo_b2, eps, interval, longest)
 
 
@@ -58,14 +59,12 @@ def scale_by_soap(
     """
 
     def init(params: Any) -> SOAPState:
-        leaves = jax.tree.leaves(params)
-        sizes = [
-            [leaf_shape[a] for a in _turned(leaf_shape, longest)] for leaf_shape in map(_merged, leaves)
-        ]
+        shapes = [_merged(leaf) for leaf in jax.tree.leaves(params)]
+        sizes = [[shape[axis] for axis in _turned(shape, longest)] for shape in shapes]
         return SOAPState(
             step=jnp.zeros([], jnp.int32),
             average=jax.tree.map(jnp.zeros_like, params),
-            second_moment=tuple(jnp.zeros(_merged(leaf)) for leaf in leaves),
+            second_moment=tuple(jnp.zeros(shape) for shape in shapes),
             statistics=tuple(tuple(jnp.zeros((d, d)) for d in leaf) for leaf in sizes),
             bases=tuple(tuple(jnp.eye(d) for d in leaf) for leaf in sizes),
         )
@@ -94,12 +93,13 @@ def scale_by_soap(
             updates.append(turn(scaled, turned, basis).reshape(m.shape))
 
         statistics = tuple(
-            tuple(_mix(s, _gram(t, axis), shampoo_b2) for axis, s in zip(turned, old, strict=True))
+            tuple(_mix(s, gram(t, axis), shampoo_b2) for axis, s in zip(turned, old, strict=True))
             for t, turned, old in zip(tensors, axes, state.statistics, strict=True)
         )
         bases = state.bases
         if interval:
-            bases = _renewed(statistics, bases, state.step % interval == 0)
+            due = state.step % interval == 0
+            bases = lax.cond(due, lambda s, b: _renewed(s, b, due), lambda s, b: b, statistics, bases)
         state = SOAPState(state.step + 1, average, tuple(second), statistics, bases)
         return jax.tree.unflatten(tree, updates), state
 
@@ -109,14 +109,17 @@ def scale_by_soap(
 def turn(tensor: Array, axes: Sequence[int], matrices: Sequence[Array]) -> Array:
     """A tensor multiplied along each of `axes` by its matrix [d, d]."""
     for axis, matrix in zip(axes, matrices, strict=True):
-        tensor = jnp.moveaxis(jnp.tensordot(matrix, tensor, axes=(1, axis)), 0, axis)
+        tensor = along(matrix, tensor, axis)
     return tensor
 
 
 def _renewed(
     statistics: tuple[Matrices, ...], bases: tuple[Matrices, ...], due: Array
 ) -> tuple[Matrices, ...]:
-    """The eigenvectors of all statistics where due, those of one size as one batch."""
+    """The eigenvectors of all statistics, those of one size as one batch.
+
+    Under vmap a branch is no branch, and `due` keeps what is not due from costing anything on CPU.
+    """
     new = [list(leaf) for leaf in bases]
     places: dict[int, list[tuple[int, int]]] = {}
     for i, leaf in enumerate(statistics):
@@ -133,11 +136,6 @@ def _mix(old: Array, new: Array, decay: float | Array) -> Array:
     return decay * old + (1 - decay) * new
 
 
-def _gram(tensor: Array, axis: int) -> Array:
-    flat = jnp.moveaxis(tensor, axis, 0).reshape(tensor.shape[axis], -1)
-    return flat @ flat.T
-
-
 def _merged(leaf: Array) -> tuple[int, ...]:
     return merge(leaf.shape, 4096)
 
@@ -147,7 +145,7 @@ def _turned(shape: tuple[int, ...], longest: int) -> list[int]:
     return [axis for axis, d in enumerate(shape) if d <= longest] if len(shape) > 1 else []
 
 
-build = in_recipe(direction, learning_rate=0.01)
+build = in_recipe(direction, learning_rate=0.00821, weight_decay=1.19e-05)
 
 SPEC = Spec(
     name="soap",

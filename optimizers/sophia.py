@@ -23,7 +23,7 @@ class SophiaState(NamedTuple):
 def direction(
     *, b1: float = 0.96, b2: float = 0.99, gamma: float = 0.05, interval: int = 10, eps: float = 1e-12
 ) -> optax.GradientTransformationExtraArgs:
-    """scale_by_sophia."""
+    """Momentum over a diagonal Gauss-Newton estimate, clipped entry by entry."""
     return scale_by_sophia(b1, b2, gamma, interval, eps)
 
 
@@ -37,8 +37,9 @@ def scale_by_sophia(
     """
 
     def init(params: Any) -> SophiaState:
-        zeros = jax.tree.map(jnp.zeros_like, params)
-        return SophiaState(jnp.zeros([], jnp.int32), zeros, zeros)
+        # Not one tree twice: a donated buffer can be given away only once.
+        average, curvature = (jax.tree.map(jnp.zeros_like, params) for _ in range(2))
+        return SophiaState(jnp.zeros([], jnp.int32), average, curvature)
 
     def update(
         grads: Any,
@@ -79,7 +80,7 @@ def gauss_newton_bartlett(logits_fn: Callable[[Any], Array], params: Any, key: A
     return jax.tree.map(lambda g: n * g**2, grad)
 
 
-build = in_recipe(direction, learning_rate=3e-3)
+build = in_recipe(direction, learning_rate=0.00139, weight_decay=0.00055)
 
 SPEC = Spec(
     name="sophia",

@@ -28,8 +28,31 @@ A, B = jnp.ones((3, 4)), jnp.ones((4, 5))
         (lambda: lax.cond(A[0, 0] > 0, lambda: A @ B, lambda: jnp.zeros((3, 5))), 1 + 2 * 3 * 4 * 5),
         (lambda: jnp.linalg.eigh(jnp.eye(32), symmetrize_input=False)[1], EIGH * 32**3),
         (lambda: jax.jit(lambda: A @ B)(), 2 * 3 * 4 * 5),
+        (lambda: jnp.sum(A), 12),
+        (lambda: lax.platform_dependent(A, cpu=lambda a: a + a, default=lambda a: a + a + a), 12),
+        (
+            lambda: lax.conv(jnp.ones((2, 3, 8, 8)), jnp.ones((5, 3, 3, 3)), (1, 1), "VALID"),
+            2 * (2 * 5 * 6 * 6) * (3 * 3 * 3),
+        ),
+        (
+            lambda: lax.linalg.triangular_solve(jnp.ones((8, 8)), jnp.ones((8, 20)), left_side=True),
+            8 * 8 * 20,
+        ),
     ],
-    ids=["product", "batch", "elements", "layout", "loop", "branch", "eigh", "call"],
+    ids=[
+        "product",
+        "batch",
+        "elements",
+        "layout",
+        "loop",
+        "branch",
+        "eigh",
+        "call",
+        "sum",
+        "platform",
+        "convolution",
+        "solve",
+    ],  # fmt: skip
 )
 def test_flops_are_counted(program, expected):
     assert flops(jax.make_jaxpr(program)().jaxpr) == pytest.approx(expected, rel=0.02, abs=3)

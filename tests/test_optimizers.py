@@ -14,6 +14,7 @@ from benchmarks.commands import make_trial
 from optimizers import recipe, registry
 from optimizers.spec import OptimizerError
 from testbed import checkpoints
+from testbed.trial import compile_programs
 from tests.test_trial import finish
 
 STEPS = 30
@@ -152,24 +153,46 @@ def test_a_quadratic_is_minimized(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_tiny_trial_improves(name, tiny, out):
-    record = finish(make_trial(tiny, "function_matching", registry.find(name), 150, 0, {}), out)
+    trial = make_trial(tiny, "function_matching", registry.find(name), 150, 0, {})
+    record = finish(trial, out)
+    # Trials that differ in any float share one compilation.
+    floats = [k for k, v in trial.optimizer.hyperparameters.items() if type(v) is float]
+    assert sorted(compile_programs(trial).hyperparameters) == sorted(floats)
     first, last = (record.measurements[i]["validation_kl"] for i in (0, -1))
     assert last < 0.9 * first
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_vmapped_over_a_hyperparameter_equals_separate_runs(name, params):
-    rates = [1e-3, 1e-2]
-    gradients = list(gradients_like(params, 3))
+def test_vmapped_over_a_hyperparameter_equals_separate_runs(name):
+    """On a quadratic: with the rate, all that an optimizer keeps is batched. Past all intervals."""
+    # Square and random, since statistics without full rank have no one eigenbasis.
+    params = {"kernel": random.normal(random.key(1), (4, 4)), "bias": jnp.zeros(3)}
+    scale = {"kernel": jnp.linspace(0.1, 1, 16).reshape(4, 4), "bias": jnp.ones(3)}
 
-    def last_update(rate):
-        return descend(build(name, learning_rate=rate), params, gradients)[0][-1]
+    def value_fn(p, key=None, logits_fn=None):
+        return sum(jax.tree.leaves(jax.tree.map(lambda s, x: jnp.sum(s * (x - 2) ** 2), scale, p)))
 
-    batched = jax.vmap(last_update)(jnp.asarray(rates))
+    def run(rate):
+        optimizer = build(name, learning_rate=rate)
+
+        def step(carry, key):
+            params, state = carry
+            value, grad = jax.value_and_grad(value_fn)(params)
+            more = extra(params, grad) | {"value": value, "value_fn": value_fn, "key": key}
+            updates, state = optimizer.update(grad, state, params, **more)
+            return (optax.apply_updates(params, updates), state), None
+
+        state = jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x)), optimizer.init(params))
+        return jax.lax.scan(step, (params, state), random.split(random.key(0), 24))[0][0]
+
+    low, high = registry.find(name).space["learning_rate"][:2]
+    rates = [low, (low * high) ** 0.5]
+    batched = jax.jit(jax.vmap(run))(jnp.asarray(rates))
     for i, rate in enumerate(rates):
-        one = last_update(rate)
         jax.tree.map(
-            lambda b, s, i=i: np.testing.assert_allclose(b[i], s, rtol=2e-3, atol=1e-6), batched, one
+            lambda b, s, i=i: np.testing.assert_allclose(b[i], s, rtol=5e-3, atol=5e-3),
+            batched,
+            jax.jit(run)(rate),
         )
 
 

@@ -9,15 +9,14 @@ once, as Google's, and staggered.
 """
 
 import argparse
-import time
-from typing import Any
 
 import jax
 import numpy as np
 import optax
+from numpy.typing import NDArray
 
 from benchmarks.commands import choose, serve
-from benchmarks.optimizer_cost import SHAPES, normal_like
+from benchmarks.optimizer_cost import CYCLE, SHAPES, Cost, slowest
 from optimizers.distributed_shampoo import scale_by_distributed_shampoo
 from optimizers.shampoo import scale_by_shampoo
 from testbed import provenance
@@ -35,25 +34,30 @@ def main() -> None:
     params = choose("--shapes", args.shapes, {"mlp": lambda: MLP, "r50x1": SHAPES["r50x1"]})()
     rounds = 1 if args.shapes == "r50x1" else 9
     for interval in [20] if args.shapes == "r50x1" else [1, 20]:
-        sides = {
-            "google": Side(google(interval), params),
-            "ours": Side(ours(interval, stagger=False), params),
-            "ours, staggered": Side(ours(interval, stagger=True), params),
-        }
+        sides = [
+            Cost("google", google(interval), params),
+            Cost("ours", ours(interval, stagger=False), params),
+            Cost("ours, staggered", ours(interval, stagger=True), params),
+        ]
         for _ in range(rounds):
-            for side in sides.values():
+            for side in sides:
                 side.round()
-        theirs = np.array(sides["google"].means)
-        for name, side in sides.items():
-            steps = np.median(side.rounds, axis=0)
+        theirs = means(sides[0])
+        for side in sides:
+            found = means(side)
             print(
-                f"{args.shapes}, roots every {interval}, {name}: mean {np.median(side.means):.3g} ms, "
-                f"google's / this {np.median(theirs / side.means):.2f}, "
-                f"slowest / median step {np.max(steps) / np.median(steps):.2f}, "
+                f"{args.shapes}, roots every {interval}, {side.name}: mean {np.median(found):.3g} ms, "
+                f"google's / this {np.median(theirs / found):.2f}, slowest / median step "
+                f"{slowest(side.seconds) / np.median(side.seconds):.2f}, "
                 f"compilation {side.compile_s:.1f} s",
                 flush=True,
             )
     print(provenance.device()["processor"], provenance.versions())
+
+
+def means(side: Cost) -> NDArray[np.float64]:
+    """Milliseconds of a step, mean of each round: every round does the same work."""
+    return 1e3 * np.mean(np.reshape(side.seconds, (-1, CYCLE)), axis=1)
 
 
 def google(interval: int) -> optax.GradientTransformation:
@@ -83,39 +87,6 @@ def ours(interval: int, *, stagger: bool) -> optax.GradientTransformation:
         graft="sgd",
     )
     return optax.chain(shampoo, optax.trace(0.9, nesterov=True))
-
-
-class Side:
-    """A compiled update and its times, in milliseconds: per round and step."""
-
-    def __init__(self, optimizer: optax.GradientTransformation, params: Any) -> None:
-        self._params, self._grads = normal_like(params, 1), normal_like(params, 0)
-        self._state = jax.jit(optimizer.init)(self._params)
-        begun = time.perf_counter()
-        self._update = (
-            jax.jit(optimizer.update, donate_argnums=1)
-            .lower(self._grads, self._state, self._params)
-            .compile()
-        )
-        self.compile_s = time.perf_counter() - begun
-        self.rounds: list[list[float]] = []
-        self.round(1)
-        self.rounds.clear()  # the first step warms up
-
-    @property
-    def means(self) -> list[float]:
-        """Per round."""
-        return [float(np.mean(steps)) for steps in self.rounds]
-
-    def round(self, n: int = 20) -> None:
-        """Twenty steps: roots every 1 or 20 of them are the same work in each round."""
-        steps = []
-        for _ in range(n):
-            begun = time.perf_counter()
-            updates, self._state = self._update(self._grads, self._state, self._params)
-            jax.block_until_ready((updates, self._state))
-            steps.append(1e3 * (time.perf_counter() - begun))
-        self.rounds.append(steps)
 
 
 if __name__ == "__main__":
