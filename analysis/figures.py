@@ -120,7 +120,11 @@ def _finish(axes: Axes, y: str, x: str, frame: pd.DataFrame, note: str) -> None:
     )
     axes.grid(which="major", color="0.9", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8)
+    if len(curves) <= 8:
+        axes.legend(frameon=False, fontsize=8)
+    else:  # beside the axes, as high as it needs to be
+        axes.figure.set_size_inches(7.5, max(3.6, 0.17 * len(curves)))  # type: ignore[union-attr]
+        axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def _range(seeds: pd.Series) -> str:

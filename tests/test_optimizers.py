@@ -167,7 +167,7 @@ def test_vmapped_over_a_hyperparameter_equals_separate_runs(name):
     """On a quadratic: with the rate, all that an optimizer keeps is batched. Past all intervals."""
     # Square and random, since statistics without full rank have no one eigenbasis.
     params = {"kernel": random.normal(random.key(1), (4, 4)), "bias": jnp.zeros(3)}
-    scale = {"kernel": jnp.linspace(0.1, 1, 16).reshape(4, 4), "bias": jnp.ones(3)}
+    scale = {"kernel": random.uniform(random.key(2), (4, 4)) + 0.1, "bias": jnp.ones(3)}
 
     def value_fn(p, key=None, logits_fn=None):
         return sum(jax.tree.leaves(jax.tree.map(lambda s, x: jnp.sum(s * (x - 2) ** 2), scale, p)))
