@@ -218,14 +218,16 @@ def step_blocks(
     """
     kept = renew_statistics(rule, numbers, of_grads, kept)
     if rule.interval == rule.phases:
-        kept, failed = renew(rule, stacks, numbers, kept)
+        roots, failed = renew(rule, stacks, numbers, kept)
     else:
-        kept, failed = lax.cond(
+        # Only roots come out of the branch: what does is copied.
+        roots, failed = lax.cond(
             numbers.step % rule.interval == 0,
             lambda kept: renew(rule, stacks, numbers, kept),
-            lambda kept: (kept, jnp.zeros([], jnp.int32)),
+            lambda kept: ([b.roots for b in kept], jnp.zeros([], jnp.int32)),
             kept,
         )
+    kept = [b._replace(roots=r) for b, r in zip(kept, roots, strict=True)]
     directions = precondition_all(rule, numbers, of_top, kept)
     return (directions, tuple(kept)), sharding.total(failed)
 
@@ -303,8 +305,8 @@ def members_by_size(
 
 def renew(
     rule: Rule, stacks: Sequence[blocks.Stack], numbers: Numbers, kept: Sequence[Blocks]
-) -> tuple[list[Blocks], Array]:
-    """The roots whose turn it is, where they pass their check; and how many did not.
+) -> tuple[list[tuple[Array, ...]], Array]:
+    """The roots of each stack, renewed where it is their turn and they pass; and how many did not.
 
     The matrix with number n is renewed in phase n % phases, however many devices there are. All of one
     size are one batch.
@@ -337,7 +339,7 @@ def renew(
             target = jnp.where(passed[part], index, m.share)
             root = roots[m.stack][m.axis]
             roots[m.stack][m.axis] = root.at[target].set(new[part], mode="drop")
-    return [b._replace(roots=tuple(r)) for b, r in zip(kept, roots, strict=True)], failures
+    return [tuple(r) for r in roots], failures
 
 
 def _average(decay: float | None, grads: Any, old: Any, count: Array) -> tuple[Any, Any]:

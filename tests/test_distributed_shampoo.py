@@ -137,6 +137,12 @@ def test_ours_equals_googles(name, block, graft, decay):
     our_error, their_error = errors(our_updates, truth), errors(their_updates, truth)
     bar = 5e-3 if decay == 1 else 1e-3
     theirs_well = their_error <= bar / 2
+    print(
+        f"\n| {name} | {block} | {graft} | {'summed' if decay == 1 else 'averaged'} "
+        f"| {np.mean(theirs_well):.0%} | {np.max(apart[theirs_well]):.1e} | {np.median(apart):.1e} "
+        f"| {np.max(our_error):.1e} | {np.median(our_error):.1e} "
+        f"| {np.max(their_error):.1e} | {np.median(their_error):.1e} |"
+    )  # with -s: the table of docs/optimizers.md
     assert np.mean(theirs_well) > 0.5
     assert np.all(apart[theirs_well] <= bar)
     assert np.all(our_error[~theirs_well] < their_error[~theirs_well])
