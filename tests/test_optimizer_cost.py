@@ -52,7 +52,7 @@ A, B = jnp.ones((3, 4)), jnp.ones((4, 5))
         "platform",
         "convolution",
         "solve",
-    ],  # fmt: skip
+    ],
 )
 def test_flops_are_counted(program, expected):
     assert flops(jax.make_jaxpr(program)().jaxpr) == pytest.approx(expected, rel=0.02, abs=3)

@@ -16,7 +16,7 @@ import optax
 from numpy.typing import NDArray
 
 from benchmarks.commands import choose, serve
-from benchmarks.optimizer_cost import CYCLE, SHAPES, Cost, slowest
+from benchmarks.optimizer_cost import CYCLE, SHAPES, Cost, make_inputs, slowest
 from optimizers.distributed_shampoo import scale_by_distributed_shampoo
 from optimizers.shampoo import scale_by_shampoo
 from testbed import provenance
@@ -32,12 +32,12 @@ def main() -> None:
     p.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = p.parse_args()
     params = choose("--shapes", args.shapes, {"mlp": lambda: MLP, "r50x1": SHAPES["r50x1"]})()
-    rounds = 1 if args.shapes == "r50x1" else 9
+    inputs, rounds = make_inputs(params), 1 if args.shapes == "r50x1" else 9
     for interval in [20] if args.shapes == "r50x1" else [1, 20]:
         sides = [
-            Cost("google", google(interval), params),
-            Cost("ours", ours(interval, stagger=False), params),
-            Cost("ours, staggered", ours(interval, stagger=True), params),
+            Cost("google", google(interval), inputs),
+            Cost("ours", ours(interval, stagger=False), inputs),
+            Cost("ours, staggered", ours(interval, stagger=True), inputs),
         ]
         for _ in range(rounds):
             for side in sides:
