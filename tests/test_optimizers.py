@@ -153,7 +153,7 @@ def test_a_quadratic_is_minimized(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_tiny_trial_improves(name, tiny, out):
-    trial = make_trial(tiny, "function_matching", registry.find(name), 150, 0, {})
+    trial = make_trial(tiny, "function_matching", registry.find(name), 300, 0, {})
     record = finish(trial, out)
     # Trials that differ in any float share one compilation.
     floats = [k for k, v in trial.optimizer.hyperparameters.items() if type(v) is float]
