@@ -1,6 +1,7 @@
 """What the commands share: from words to trials, running them, and ending with the right status."""
 
 import argparse
+import dataclasses
 import difflib
 import shlex
 import signal
@@ -12,14 +13,16 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
+import jax
 from tqdm import tqdm
 
 from optimizers import registry
 from optimizers.spec import OptimizerError, Spec
-from testbed import compilation, records
+from testbed import compilation, devices, records, teachers
 from testbed.errors import RequestError
-from testbed.tasks.task import Task
-from testbed.trial import Optimizer, Trial, run
+from testbed.tasks import LESSONS, TASKS, lessons_from
+from testbed.tasks.task import Task, has_precision
+from testbed.trial import Optimizer, Start, Trial, run
 
 Value = TypeVar("Value")
 
@@ -36,19 +39,23 @@ def serve(main: Callable[[], None]) -> None:
     debug = "--debug" in sys.argv
     try:
         main()
-    except (RequestError, OptimizerError) as error:
-        status, line = 2, str(error)
-    except (Interrupted, KeyboardInterrupt) as error:
-        status, line = 130, f"interrupted{f': {error}' if str(error) else ''}"
-    except Exception as error:
-        line = f"failed: {type(error).__name__}: {' '.join(str(error).split())[:500]}"
-        status = 1
+    except (Interrupted, KeyboardInterrupt, Exception) as error:
+        status, line = _ending(error)
+        if debug:
+            traceback.print_exc()
     else:
         sys.exit(0)
-    if debug:
-        traceback.print_exc()
     print(f"{Path(sys.argv[0]).name}: {line}", file=sys.stderr)
     sys.exit(status)
+
+
+def _ending(error: BaseException) -> tuple[int, str]:
+    """Exit status, and what is said about it."""
+    if isinstance(error, RequestError | OptimizerError):
+        return 2, str(error)
+    if isinstance(error, Interrupted | KeyboardInterrupt):
+        return 130, f"interrupted{f': {error}' if str(error) else ''}"
+    return 1, f"failed: {type(error).__name__}: {' '.join(str(error).split())[:500]}"
 
 
 def choose(option: str, name: str, among: Mapping[str, Value]) -> Value:
@@ -80,9 +87,24 @@ def natural(text: str) -> int:
 
 
 def make_trial(
-    task: Task, protocol: str, spec: Spec, total_steps: int, seed: int, hp: Mapping[str, Any]
+    task: Task,
+    protocol: str,
+    spec: Spec,
+    total_steps: int,
+    seed: int,
+    hp: Mapping[str, Any],
+    start: Start | None = None,
 ) -> Trial:
-    """A trial; `hp` are values that replace the optimizer's defaults."""
+    """A trial; `hp` are values that replace the optimizer's defaults.
+
+    Raises:
+      RequestError: the protocol needs labels, and the task's lessons have none.
+    """
+    if protocol == "labels" and not task.own_lessons:
+        raise RequestError(
+            f"--protocol labels: the lessons of {task.name} are from other data, whose labels are not "
+            "the task's; choose a protocol with a teacher"
+        )
     optimizer = Optimizer(
         name=spec.name,
         build=spec.build,
@@ -90,7 +112,76 @@ def make_trial(
         sha256=registry.source_sha256(spec),
         eval_params=spec.eval_params,
     )
-    return Trial(task, protocol, optimizer, total_steps, seed)
+    return Trial(task, protocol, optimizer, total_steps, seed, start)
+
+
+def choose_task(args: argparse.Namespace) -> tuple[Task, int, Mapping[str, Mapping[str, float]]]:
+    """What `add_task_options` added: the task, its steps, and hyperparameters published for them.
+
+    Joins the hosts and chooses the devices, too.
+
+    Raises:
+      RequestError: a name or a number that cannot be served.
+    """
+    if args.hosts:
+        devices.connect(args.hosts, args.processes, args.process)
+    task = choose("--task", args.task, TASKS)
+    horizon = args.horizon or next(iter(task.horizons))
+    steps = choose("--horizon", horizon, task.horizons)
+    published = task.published.get(horizon)
+    task = task.at(horizon)
+    if args.lessons_from:
+        choose("--lessons-from", args.lessons_from, LESSONS)
+        task = lessons_from(task, args.lessons_from)
+    task = dataclasses.replace(task, precision=choose_precision(args.precision, task))
+    devices.use(args.devices)
+    devices.require_divisible(task.batch_size)
+    return task, args.steps or steps, published.hyperparameters if published else {}
+
+
+def choose_precision(name: str, task: Task) -> str:
+    """bfloat16 by default where there is an accelerator and a network that can compute in it."""
+    networks = [task.student, *(teachers.TEACHERS[name].network for name in task.teachers)]
+    able = any(has_precision(network) for network in networks)
+    if name != "auto":
+        if not able and name != task.precision:
+            raise RequestError(
+                f"--precision {name}: the networks of {task.name} compute in float32 only"
+            )
+        return name
+    return "bfloat16" if able and jax.default_backend() != "cpu" else "float32"
+
+
+def add_task_options(p: argparse.ArgumentParser) -> None:
+    """The options that say what is learned, and where."""
+    p.add_argument("--task", default="digits", metavar="NAME", help="default: %(default)s")
+    p.add_argument(
+        "--protocol",
+        default="function_matching",
+        metavar="NAME",
+        help="how a batch becomes a lesson; default: %(default)s",
+    )
+    length = p.add_mutually_exclusive_group()
+    length.add_argument(
+        "--horizon", metavar="NAME", help="such as short, medium, long; default: the task's first"
+    )
+    length.add_argument("--steps", type=positive, metavar="N", help="a horizon of your own")
+    p.add_argument(
+        "--lessons-from", metavar="NAME", help=f"training images of other data: {', '.join(LESSONS)}"
+    )
+    where = p.add_argument_group("where it runs")
+    where.add_argument(
+        "--precision",
+        default="auto",
+        choices=["auto", "float32", "bfloat16"],
+        help="of activations and convolutions; auto: bfloat16 on accelerators, float32 on CPU",
+    )
+    where.add_argument("--devices", type=positive, metavar="N", help="default: all there are")
+    where.add_argument(
+        "--hosts", metavar="auto|HOST:PORT", help="join several hosts; auto on TPU pods and SLURM"
+    )
+    where.add_argument("--processes", type=positive, metavar="N", help="with HOST:PORT: how many hosts")
+    where.add_argument("--process", type=natural, metavar="I", help="with HOST:PORT: which one this is")
 
 
 def run_all(trials: Sequence[Trial], out: Path, *, fresh: bool = False) -> list[Path]:
@@ -107,8 +198,9 @@ def run_all(trials: Sequence[Trial], out: Path, *, fresh: bool = False) -> list[
             label = f"{trial.task.name} {trial.optimizer.name} seed {trial.seed}"
             if len(trials) > 1:
                 label = f"[{number}/{len(trials)}] {label}"
-            # disable=None: shown on a terminal, silent in a pipe.
-            with tqdm(total=trial.total_steps, desc=label, unit="step", disable=None) as bar:
+            # None: shown on a terminal, silent in a pipe.
+            quiet = None if devices.is_first() else True
+            with tqdm(total=trial.total_steps, desc=label, unit="step", disable=quiet) as bar:
                 for number_of_dispatches, at in enumerate(progress):
                     if not number_of_dispatches:  # set-up and what a resumed trial has are no speed
                         bar.initial = at.step
@@ -119,7 +211,7 @@ def run_all(trials: Sequence[Trial], out: Path, *, fresh: bool = False) -> list[
                         agree=_short(at.measurement.get("validation_agreement")),
                         train=f"{at.train_seconds:.1f}s",
                     )
-                    if interrupted():
+                    if devices.agree(interrupted()):
                         progress.close()
                         raise Interrupted(
                             f"{label} at step {at.step} of {at.total_steps}; the same command resumes it"
@@ -148,6 +240,8 @@ def interrupts() -> Iterator[Callable[[], bool]]:
 
 def print_table(paths: Sequence[Path]) -> None:
     """One line per record: how it ended, at what, and when it reached the target."""
+    if not devices.is_first():
+        return
     head = ("optimizer", "seed", "status", "steps", "seconds", "KL", "agreement", "accuracy")
     rows = [(*head, "steps to target", "record")]
     target = ""

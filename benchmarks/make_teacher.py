@@ -30,9 +30,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--task", default="digits-ensemble", choices=sorted(TASKS))
     task = TASKS[parser.parse_args().task]
-    data = task.load()
+    data = task.arrays()
     for name in task.teachers:
-        network = teachers.NETWORKS[name]
+        network = teachers.TEACHERS[name].network
         params = train(network, data, seed=zlib.crc32(name.encode()))
         card = {
             "image_shape": list(data.training.images.shape[1:]),

@@ -30,9 +30,11 @@ from benchmarks.commands import choose, make_trial, positive, serve
 from optimizers import blocks, registry, shampoo
 from testbed import provenance
 from testbed.errors import RequestError
-from testbed.models.bit import BiT
+from testbed.models.bit import bit
+from testbed.resident import load_world
 from testbed.tasks import TASKS
-from testbed.trial import compile_programs, load_world, make_keys
+from testbed.trial import compile_programs
+from testbed.world import make_keys
 
 CYCLE = 20  # steps of a round: every optimizer renews within it all that it renews at all
 GRADIENTS = 4
@@ -78,16 +80,13 @@ def _student(task: str) -> Any:
     return jax.eval_shape(TASKS[task].student.init, random.key(0), images)["params"]
 
 
-R50X1 = BiT(depths=(3, 4, 6, 3), width=64, groups=32, classes=1000)
-# The paper's batch of 512 images of 128 pixels is of 32 after its root, which ours does not have yet.
-AFTER_ROOT = jax.ShapeDtypeStruct((512, 32, 32, 3), jnp.float32)
+R50X1 = bit("R50x1", 1000)
+BATCH = jax.ShapeDtypeStruct((512, 128, 128, 3), jnp.float32)  # the paper's, for its small sets
 
 
 def _r50x1() -> Any:
-    """The paper's student for ImageNet, with its root of 7x7."""
-    params = jax.eval_shape(R50X1.init, random.key(0), AFTER_ROOT)["params"]
-    root = {"kernel": jax.ShapeDtypeStruct((7, 7, 3, 64), jnp.float32)}
-    return {**params, "root_block_conv_root": root}
+    """The paper's student for ImageNet."""
+    return jax.eval_shape(R50X1.init, random.key(0), BATCH)["params"]
 
 
 SHAPES: Mapping[str, Callable[[], Any]] = {
@@ -179,7 +178,7 @@ def whole_steps(task: str, names: Sequence[str], rounds: int) -> dict[str, float
         trial = make_trial(TASKS[task], "function_matching", registry.find(name), 1000, 0, {})
         programs, hp = compile_programs(trial), trial.optimizer.hyperparameters
         traced = {key: np.float32(hp[key]) for key in programs.hyperparameters}
-        running[name] = (programs, traced, programs.init(world, make_keys(0), traced))
+        running[name] = (programs, traced, programs.init(make_keys(0), traced, None))
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for number in range(rounds + 1):
         for name, (programs, traced, state) in running.items():
@@ -243,8 +242,8 @@ def flops(jaxpr: Any) -> float:
 
 def step_flops() -> float:
     """Of R50x1's forward and backward passes for a batch of the paper's, without the teacher's."""
-    params = jax.eval_shape(R50X1.init, random.key(0), AFTER_ROOT)
-    return 3 * flops(jax.make_jaxpr(R50X1.apply)(params, AFTER_ROOT).jaxpr)
+    params = jax.eval_shape(R50X1.init, random.key(0), BATCH)
+    return 3 * flops(jax.make_jaxpr(R50X1.apply)(params, BATCH).jaxpr)
 
 
 def share_of_step(costs: Sequence[Cost]) -> str:

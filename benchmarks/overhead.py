@@ -25,9 +25,11 @@ from benchmarks.commands import choose, make_trial, positive, serve
 from optimizers import registry
 from testbed import compilation, lessons, records
 from testbed.errors import RequestError
+from testbed.resident import load_world
 from testbed.tasks import TASKS
 from testbed.tasks.task import Task
-from testbed.trial import Trial, load_world, make_keys, make_lesson, run
+from testbed.trial import Trial, run
+from testbed.world import make_keys, make_lesson
 
 
 def main() -> None:
@@ -44,7 +46,7 @@ def main() -> None:
     print(f"run.py --opt {args.opt}: first measurement {seconds:.1f} s after launch")
     for name in args.task or ["digits", "digits-resnet"]:
         task = choose("--task", name, TASKS)
-        steps = args.steps or task.horizons["short"]
+        steps = args.steps or next(iter(task.horizons.values()))
         trial = make_trial(task, "function_matching", registry.find(args.opt), steps, 0, {})
         compare(trial, args.rounds)
 

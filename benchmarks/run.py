@@ -4,16 +4,28 @@ python benchmarks/run.py --opt shampoo --opt adam --opt my_optimizer.py
 """
 
 import argparse
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.commands import choose, make_trial, natural, positive, print_table, run_all, serve
+from benchmarks.commands import (
+    add_task_options,
+    choose,
+    choose_task,
+    make_trial,
+    natural,
+    positive,
+    print_table,
+    run_all,
+    serve,
+)
 from optimizers import registry
 from optimizers.spec import Spec
 from testbed.errors import RequestError
 from testbed.lessons import PROTOCOLS
 from testbed.tasks import TASKS
+from testbed.trial import Start
 
 
 def main() -> None:
@@ -24,13 +36,16 @@ def main() -> None:
         return
     if not args.opt:
         raise RequestError("--opt: name at least one optimizer (--list shows all)")
-    task = choose("--task", args.task, TASKS)
+    task, steps, published = choose_task(args)
     choose("--protocol", args.protocol, PROTOCOLS)
-    steps = args.steps or choose("--horizon", args.horizon, task.horizons)
+    start = make_start(args)
     seeds = [args.seed] if args.seeds is None else list(range(args.seeds))
     specs = [registry.find(opt) for opt in args.opt]
+    chosen = {
+        spec.name: hyperparameters(spec, specs, args.hp, published.get(spec.name, {})) for spec in specs
+    }
     trials = [
-        make_trial(task, args.protocol, spec, steps, seed, hyperparameters(spec, specs, args.hp))
+        make_trial(task, args.protocol, spec, steps, seed, chosen[spec.name], start)
         for seed in seeds
         for spec in specs
     ]
@@ -48,18 +63,6 @@ def parser() -> argparse.ArgumentParser:
         help="optimizer: a registered name, a file with build(), optax.NAME, or "
         "package.module:function; may be given several times",
     )
-    p.add_argument("--task", default="digits", metavar="NAME", help="default: %(default)s")
-    p.add_argument(
-        "--protocol",
-        default="function_matching",
-        metavar="NAME",
-        help="how a batch becomes a lesson; default: %(default)s",
-    )
-    length = p.add_mutually_exclusive_group()
-    length.add_argument(
-        "--horizon", default="short", metavar="NAME", help="short (default), medium or long"
-    )
-    length.add_argument("--steps", type=positive, metavar="N", help="a horizon of your own")
     seeds = p.add_mutually_exclusive_group()
     seeds.add_argument("--seed", type=natural, default=0, metavar="S", help="default: 0")
     seeds.add_argument("--seeds", type=positive, metavar="N", help="run seeds 0 to N - 1")
@@ -71,17 +74,42 @@ def parser() -> argparse.ArgumentParser:
         help="a hyperparameter of all optimizers, or of one: OPT.NAME=VALUE",
     )
     p.add_argument(
+        "--init", type=Path, metavar="PATH", help="checkpoint (.npz) that students start from"
+    )
+    p.add_argument(
+        "--fresh-head", action="store_true", help="with --init: but their classifiers start at zero"
+    )
+    p.add_argument(
         "--out", type=Path, default=Path("runs"), metavar="DIR", help="records; default: runs"
     )
     p.add_argument("--fresh", action="store_true", help="start over, also what is finished")
     p.add_argument("--list", action="store_true", help="show tasks, protocols and optimizers")
     p.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    add_task_options(p)
     return p
 
 
-def hyperparameters(spec: Spec, specs: Sequence[Spec], given: Sequence[str]) -> dict[str, Any]:
-    """Those hyperparameters of `spec` that `--hp` sets, for all optimizers or for it alone."""
-    values = {}
+def make_start(args: argparse.Namespace) -> Start | None:
+    """The checkpoint that `--init` names.
+
+    Raises:
+      RequestError: there is none.
+    """
+    if args.init is None:
+        return None
+    try:
+        with args.init.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise RequestError(f"--init {args.init}: cannot be read ({error.strerror})") from error
+    return Start(args.init, sha256, args.fresh_head)
+
+
+def hyperparameters(
+    spec: Spec, specs: Sequence[Spec], given: Sequence[str], published: Mapping[str, float]
+) -> dict[str, Any]:
+    """The hyperparameters of `spec`: what `--hp` sets, for all or for it alone; published; default."""
+    values = {name: repr(value) for name, value in published.items()}
     for item in given:
         name, separator, value = item.partition("=")
         if not separator:

@@ -15,12 +15,20 @@ from typing import Any
 
 from scipy.stats import qmc
 
-from benchmarks.commands import choose, make_trial, positive, print_table, run_all, serve
+from benchmarks.commands import (
+    add_task_options,
+    choose,
+    choose_task,
+    make_trial,
+    positive,
+    print_table,
+    run_all,
+    serve,
+)
 from optimizers import registry
 from optimizers.spec import OptimizerError, Search, Spec
 from testbed import records
 from testbed.lessons import PROTOCOLS
-from testbed.tasks import TASKS
 from testbed.trial import Trial
 
 TUNING_SEED = 2**31 - 1  # no `--seeds N` comes near it
@@ -29,13 +37,14 @@ TUNING_SEED = 2**31 - 1  # no `--seeds N` comes near it
 def main() -> None:
     """Tunes, chooses, runs again."""
     args = parser().parse_args()
-    task = choose("--task", args.task, TASKS)
+    task, steps, published = choose_task(args)
     choose("--protocol", args.protocol, PROTOCOLS)
-    steps = choose("--horizon", args.horizon, task.horizons)
     specs = [registry.find(opt) for opt in args.opt]
     tuning = {
         spec.name: [
-            make_trial(task, args.protocol, spec, steps, TUNING_SEED, point)
+            make_trial(
+                task, args.protocol, spec, steps, TUNING_SEED, {**published.get(spec.name, {}), **point}
+            )
             for point in points(spec, args.trials)
         ]
         for spec in specs
@@ -44,12 +53,13 @@ def main() -> None:
     final = []
     for spec in specs:
         best = min(tuning[spec.name], key=lambda trial: final_score(trial, args.out / "tuning"))
-        tuned = {name: best.optimizer.hyperparameters[name] for name in spec.space}
+        chosen = best.optimizer.hyperparameters
+        tuned = {name: chosen[name] for name in spec.space}
         print(
             f"{spec.name}: best of {args.trials}: {', '.join(f'{k} {v:.3g}' for k, v in tuned.items())}"
         )
         final += [
-            make_trial(task, args.protocol, spec, steps, seed, tuned) for seed in range(args.seeds)
+            make_trial(task, args.protocol, spec, steps, seed, chosen) for seed in range(args.seeds)
         ]
     print_table(run_all(final, args.out / "final"))
     print(f"Figures: python analysis/report.py {args.out / 'final'} --out report")
@@ -91,17 +101,13 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     p.add_argument("--opt", action="append", required=True, metavar="NAME", help="as in run.py")
-    p.add_argument("--task", default="digits", metavar="NAME", help="default: %(default)s")
-    p.add_argument(
-        "--protocol", default="function_matching", metavar="NAME", help="default: %(default)s"
-    )
-    p.add_argument("--horizon", default="short", metavar="NAME", help="short (default), medium or long")
     p.add_argument("--trials", type=positive, default=16, metavar="N", help="per optimizer; default: 16")
     p.add_argument(
         "--seeds", type=positive, default=5, metavar="N", help="of the final runs; default: 5"
     )
     p.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="default: runs")
     p.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    add_task_options(p)
     return p
 
 

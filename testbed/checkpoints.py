@@ -1,53 +1,123 @@
 """Checkpoints: kill anywhere, resume exactly.
 
-One file, replaced in one move: it is the old checkpoint or the new one, never half of either. The
-leaves of the state are stored as bytes; names, shapes and dtypes come from the state that the
-trial starts with, so that nothing is ever unpickled.
+By Orbax, in a folder of one trial: written in the background, complete or not there, each host its own
+part of divided arrays (on several hosts, the folder must be one that all of them see). Leaves are named
+by number; their tree, shapes and placement come from the state that the trial starts with, so that
+nothing is ever unpickled.
 """
 
-import json
-import os
-import zipfile
-import zlib
+import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from numpy.typing import NDArray
 
 
-def save(path: Path, state: Any, meta: dict[str, Any]) -> None:
-    """Writes the leaves of `state` (a pytree of arrays) and `meta` (what JSON can hold)."""
-    leaves = [np.asarray(_raw(leaf)) for leaf in jax.tree.leaves(state)]
-    arrays = {f"leaf{i:05}": _bytes(leaf) for i, leaf in enumerate(leaves)}
-    arrays["meta"] = np.frombuffer(json.dumps(meta).encode(), np.uint8)
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]  # taken for allow_pickle
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+class Checkpoints:
+    """The checkpoints of one trial, of which the newest is kept. Nothing is opened before it is used."""
 
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder.absolute()
+        self._manager: Any = None
 
-def load(path: Path, like: Any) -> tuple[Any, dict[str, Any]] | None:
-    """The state and meta in `path`; None where there is no checkpoint that fits `like`.
+    def save(self, state: Any, meta: dict[str, Any]) -> None:
+        """Begins to write `state` (a pytree of arrays) and `meta` (what JSON can hold).
 
-    Args:
-      path: what `save` wrote.
-      like: a state with the tree, shapes and dtypes to be restored.
-    """
-    leaves, tree = jax.tree.flatten(like)
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            meta = json.loads(arrays["meta"].tobytes())
-            if len(arrays.files) != len(leaves) + 1:
+        Returns as soon as the state may change again.
+        """
+        import orbax.checkpoint as ocp  # half a second, which most trials need not wait for
+
+        manager = self._open()
+        manager.wait_until_finished()
+        arrays = _named(state)
+        if jax.default_backend() == "cpu":
+            # What is on a host is read where it is, and the next step overwrites it.
+            arrays = _copy(arrays)
+        described = {**meta, "leaves": _describe(state)}
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(arrays), meta=ocp.args.JsonSave(described)
+        )
+        manager.save(self._number(), args=items)
+
+    def restore(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
+        """The newest state and meta; None where there is no checkpoint that fits `like`.
+
+        Args:
+          like: a state with the tree, shapes, dtypes and placement to be restored.
+        """
+        if not self._folder.exists():
+            return None
+        import orbax.checkpoint as ocp
+
+        manager = self._open()
+        number = manager.latest_step()
+        if number is None:
+            return None
+        try:
+            only_meta = ocp.args.Composite(meta=ocp.args.JsonRestore())
+            meta = manager.restore(number, args=only_meta).meta
+            if meta["leaves"] != _describe(like):
                 return None
-            restored = [_restore(arrays[f"leaf{i:05}"], leaf) for i, leaf in enumerate(leaves)]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
-        return None
-    return jax.tree.unflatten(tree, restored), meta
+            abstract = jax.tree.map(_abstract, _named(like))
+            items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+            arrays = manager.restore(number, args=items).state
+        except (OSError, ValueError, KeyError, TypeError):
+            return None  # damaged: the trial starts over
+        leaves, tree = jax.tree.flatten(like)
+        restored = [
+            _unraw(arrays[_name(i)], leaf) if leaf.size else leaf for i, leaf in enumerate(leaves)
+        ]
+        del meta["leaves"]
+        return jax.tree.unflatten(tree, restored), meta
+
+    def close(self) -> None:
+        """Waits until what was begun is written."""
+        if self._manager is not None:
+            self._manager.close()
+            self._manager = None
+
+    def delete(self) -> None:
+        """Forgets all."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _open(self) -> Any:
+        if self._manager is None:
+            import orbax.checkpoint as ocp
+
+            # It tells of what a killed process left behind half-deleted, and clears it away.
+            logging.getLogger("absl").setLevel(logging.ERROR)
+            options = ocp.CheckpointManagerOptions(max_to_keep=1, create=True)
+            self._manager = ocp.CheckpointManager(self._folder, options=options)
+        return self._manager
+
+    def _number(self) -> int:
+        """Numbers count checkpoints, not steps: a resumed trial may stand where it was."""
+        latest = self._open().latest_step()
+        return 0 if latest is None else latest + 1
+
+
+@jax.jit
+def _copy(arrays: dict[str, Any]) -> dict[str, Any]:
+    return jax.tree.map(jnp.copy, arrays)
+
+
+def _named(state: Any) -> dict[str, Any]:
+    """Leaves by number, without the empty ones, which Orbax does not take."""
+    return {_name(i): _raw(leaf) for i, leaf in enumerate(jax.tree.leaves(state)) if leaf.size}
+
+
+def _name(number: int) -> str:
+    return f"leaf{number:05}"
+
+
+def _describe(state: Any) -> list[list[Any]]:
+    return [[list(leaf.shape), str(leaf.dtype)] for leaf in jax.tree.leaves(state)]
+
+
+def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
 
 
 def _is_key(leaf: Any) -> bool:
@@ -58,11 +128,5 @@ def _raw(leaf: Any) -> Any:
     return jax.random.key_data(leaf) if _is_key(leaf) else leaf
 
 
-def _bytes(array: NDArray[Any]) -> NDArray[np.uint8]:
-    return np.frombuffer(array.tobytes(), np.uint8)
-
-
-def _restore(content: NDArray[np.uint8], like: Any) -> Any:
-    raw = _raw(like)
-    array = jnp.asarray(np.frombuffer(content.tobytes(), raw.dtype).reshape(raw.shape))
+def _unraw(array: Any, like: Any) -> Any:
     return jax.random.wrap_key_data(array, impl=jax.random.key_impl(like)) if _is_key(like) else array

@@ -36,6 +36,12 @@ class Ledger:
         finally:
             self._rows[row] += time.perf_counter() - started
 
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Books the time spent inside on `data_wait_s`, which is a part of `train_s`."""
+        with self.on("data_wait_s"):
+            yield
+
     @property
     def train_s(self) -> float:
         """Seconds on the clock so far."""

@@ -3,9 +3,10 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import jax
+
+from testbed import places
 
 _EVENTS = {
     "/jax/compilation_cache/cache_hits": "hits",
@@ -24,9 +25,8 @@ jax.monitoring.register_event_listener(_count)
 
 def enable_cache() -> None:
     """Keeps compiled programs in $JAX_COMPILATION_CACHE_DIR, or else in the user's cache folder."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", str(home / "funmatch" / "xla"))
+        jax.config.update("jax_compilation_cache_dir", str(places.cache("xla")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 

@@ -21,9 +21,10 @@ Teach = Callable[[Array], Array]  # images [b, h, w, c] -> logits [teachers, b, 
 class Batch(NamedTuple):
     """Training images before any view is taken of them."""
 
-    images: Array  # [b, h, w, c]: central views
+    images: Array  # [b, h, w, c]: what the student's crop is taken of
+    second: Array  # the same images, for a second crop; on the host cut apart where the first one is
     labels: Array  # [b] integers; only the control `labels` reads them
-    central_logits: Array  # [teachers, b, classes]: the teachers on `images`, computed once for all
+    central_logits: Array  # [teachers, b, classes]: the teachers on central views, computed once for all
 
 
 class Lesson(NamedTuple):
@@ -49,7 +50,7 @@ def independent_noise(key: Array, batch: Batch, crop: Crop, teach: Teach, temper
     """Student and teacher each see a fresh crop of their own."""
     student_key, teacher_key = random.split(key)
     views = crop(student_key, batch.images)
-    return Lesson(views, teach(crop(teacher_key, batch.images)), jnp.float32(temperature))
+    return Lesson(views, teach(crop(teacher_key, batch.second)), jnp.float32(temperature))
 
 
 def consistent_teaching(

@@ -11,6 +11,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Generator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,14 +22,23 @@ import optax
 from flax.traverse_util import flatten_dict
 from jax import Array, random
 
-from testbed import checkpoints, compilation, lessons, provenance, records, teachers
+from testbed import (
+    compilation,
+    devices,
+    lessons,
+    provenance,
+    records,
+    resident,
+    streamed,
+    teachers,
+)
+from testbed.checkpoints import Checkpoints
 from testbed.clock import Ledger
 from testbed.errors import RequestError
-from testbed.examination import Exam, HeldOut, examine, prepare
-from testbed.lessons import PROTOCOLS, Batch, Lesson
-from testbed.tasks.task import Task
-
-Params = Any  # nested dictionaries of arrays
+from testbed.lessons import Lesson
+from testbed.models import public
+from testbed.tasks.task import Task, has_precision
+from testbed.world import Course, Keys, Params, Student, World, make_keys, make_lesson
 
 # A kill costs a second, or twenty times what a checkpoint does: they take 5 % of the time at most.
 CHECKPOINT_EVERY, CHECKPOINT_SHARE = 1.0, 1 / 20
@@ -54,6 +64,20 @@ class Optimizer:
     eval_params: Callable[[Any, Params], Params] | None = None
 
 
+class Start(NamedTuple):
+    """A checkpoint that a student starts from, instead of from random weights."""
+
+    path: Path
+    sha256: str
+    fresh_head: bool  # whether the classifier starts at zero all the same
+
+    def params(self, shapes: Params) -> Params:
+        """The student's parameters; see `public.fill` for what is refused."""
+        return public.fill(
+            self.path.read_bytes(), f"--init {self.path}", shapes, fresh_head=self.fresh_head
+        )
+
+
 @dataclasses.dataclass(frozen=True)
 class Trial:
     """One optimizer on one task, once."""
@@ -63,6 +87,7 @@ class Trial:
     optimizer: Optimizer
     total_steps: int
     seed: int
+    start: Start | None = None
 
     def identity(self) -> dict[str, Any]:
         """All that determines the trial, as it stands in the header of its record."""
@@ -76,28 +101,16 @@ class Trial:
             "hyperparameters": dict(self.optimizer.hyperparameters),
             "seed": self.seed,
             "total_steps": self.total_steps,
-        }
+        } | self._start()
+
+    def _start(self) -> dict[str, Any]:
+        if not self.start:
+            return {}
+        return {"init": {"sha256": self.start.sha256, "fresh_head": self.start.fresh_head}}
 
     def record_path(self, out: Path) -> Path:
         """`<out>/<task>/<optimizer>/<run_id>.jsonl`."""
         return out / self.task.name / self.optimizer.name / f"{records.run_id(self.identity())}.jsonl"
-
-
-class World(NamedTuple):
-    """What a trial is taught from; the same arrays for all trials of a task."""
-
-    images: Array  # [n, h, w, c]
-    labels: Array  # [n]
-    central_logits: Array  # [teachers, n, classes]
-    teachers: tuple[Params, ...]
-
-
-class Keys(NamedTuple):
-    """The streams of randomness of one seed. The optimizer's own leaves the others untouched."""
-
-    weights: Array
-    lessons: Array
-    optimizer: Array
 
 
 class State(NamedTuple):
@@ -119,47 +132,11 @@ class Progress(NamedTuple):
     measurement: dict[str, Any]  # the latest
 
 
-def make_keys(seed: int) -> Keys:
-    """Keys of a seed."""
-    return Keys(*random.split(random.key(seed), 3))
-
-
-def make_lesson(task: Task, protocol: str, world: World, key: Array, step: Array) -> Lesson:
-    """The lesson of a step: a function of task, protocol, seed and step alone."""
-    step_key = random.fold_in(key, step)
-    index = epoch_order(key, step, task.batch_size, len(world.images))
-    batch = Batch(world.images[index], world.labels[index], world.central_logits[:, index])
-    teach = functools.partial(teach_all, task, world.teachers)
-    return PROTOCOLS[protocol](step_key, batch, task.crop, teach, task.temperature)
-
-
-def teach_all(task: Task, params: tuple[Params, ...], images: Array) -> Array:
-    """Logits [teachers, b, classes] of all teachers of a task."""
-    networks = [teachers.NETWORKS[name] for name in task.teachers]
-    logits = [network.apply({"params": p}, images) for network, p in zip(networks, params, strict=True)]
-    return jax.lax.stop_gradient(jnp.stack(logits))  # type: ignore[arg-type]  # flax: apply is Any
-
-
-def epoch_order(key: Array, step: Array, batch_size: int, n: int) -> Array:
-    """Which images [batch_size] a step sees: shuffled epochs one after the other, then cut in batches.
-
-    Epochs do not align with batches, as in the paper's input pipeline.
-    """
-    position = step * batch_size + jnp.arange(batch_size)
-    first = step * batch_size // n
-    # Streams apart from the steps' keys, which count up from 0.
-    epoch_keys = jax.vmap(lambda e: random.fold_in(random.fold_in(key, 2**31), first + e))(
-        jnp.arange(batch_size // n + 2)
-    )
-    orders = jax.vmap(lambda k: random.permutation(k, n))(epoch_keys)
-    return orders[position // n - first, position % n]
-
-
 def learn(
     state: State,
     lesson: Lesson,
     key: Array,
-    student: Callable[[Params, Array], Array],
+    student: Student,
     optimizer: optax.GradientTransformationExtraArgs,
 ) -> State:
     """One step: loss, gradient, update. Knows neither protocol nor optimizer.
@@ -213,41 +190,17 @@ def _require_same_tree(what: str, tree: Any, other: str, like: Any) -> None:
 class Programs(NamedTuple):
     """Compiled for one task, protocol, optimizer and horizon; hyperparameters are arguments."""
 
-    init: Callable[..., State]  # world, keys, hyperparameters -> state
+    init: Callable[..., State]  # keys, hyperparameters, parameters to start from or None -> state
     advance: Callable[..., State]  # state, stop, world, keys, hyperparameters -> state
     eval_params: Callable[[Any, Params], Params]
-    examine: Callable[[Params, Exam], dict[str, Array]]
+    examine: Callable[[Params], dict[str, float]]
     hyperparameters: tuple[str, ...]  # those that are arguments and not compiled in
+    params: Params  # shapes of the student's parameters
 
 
-@functools.cache
-def load_world(task: Task) -> World:
-    """The task's training images and teachers, on the device."""
-    data = task.load()
-    params = tuple(jax.device_put(teachers.load(name).params) for name in task.teachers)
-    images, labels = (jnp.asarray(array) for array in data.training)
-    central_logits = jax.jit(functools.partial(teach_all, task))(params, images)
-    return World(images, labels, central_logits, params)
-
-
-@functools.cache
-def load_exam(task: Task, protocol: str) -> Exam:
-    """The examination of a task under a protocol; the same for every seed and optimizer."""
-    world = load_world(task)
-    steps = jnp.arange(8)
-    lesson_at = functools.partial(make_lesson, task, protocol)
-    # A key that no seed has: seeds split theirs.
-    training = jax.jit(lambda w: jax.lax.map(lambda i: lesson_at(w, random.key(2**31), i), steps))(world)
-    data = task.load()
-
-    def prepare_part(params: tuple[Params, ...], images: Array, labels: Array) -> HeldOut:
-        teach = functools.partial(teach_all, task, params)
-        return prepare(images, labels, task.crop, teach, task.views_per_image)
-
-    validation, test = (
-        jax.jit(prepare_part)(world.teachers, *part) for part in (data.validation, data.test)
-    )
-    return Exam(training, validation, test)
+def load_course(task: Task, protocol: str) -> Course:
+    """What a task's trials are taught from and examined on."""
+    return (streamed if task.streamed else resident).load_course(task, protocol)
 
 
 def compile_programs(trial: Trial) -> Programs:
@@ -288,6 +241,8 @@ def _compile_programs(trial: Trial, traced: tuple[str, ...]) -> Programs:
         trial.total_steps,
         static,
         traced,
+        trial.start is not None,
+        devices.mesh(),
     )
 
 
@@ -301,18 +256,22 @@ def _programs(
     total_steps: int,
     static: tuple[tuple[str, Any], ...],
     traced: tuple[str, ...],
+    from_start: bool,
+    mesh: Any,
 ) -> Programs:
-    del name  # part of the cache's key
-    world, exam = load_world(task), load_exam(task, protocol)
+    del name, mesh  # parts of the cache's key
+    course = load_course(task, protocol)
+    world, network = course.world, task.in_precision(task.student)
 
     def student(params: Params, images: Array) -> Array:
-        return task.student.apply({"params": params}, images)  # type: ignore[return-value]
+        return network.apply({"params": params}, images)  # type: ignore[return-value]
 
     def make_optimizer(hp: Mapping[str, Any]) -> optax.GradientTransformationExtraArgs:
         return optax.with_extra_args_support(build(total_steps, **dict(static), **hp))
 
-    def init(world: World, keys: Keys, hp: Mapping[str, Any]) -> State:
-        params = task.student.init(keys.weights, world.images[:1])["params"]
+    def init(keys: Keys, hp: Mapping[str, Any], start: Params | None) -> State:
+        view = jnp.zeros((1, *world.images.shape[1:]))
+        params = network.init(keys.weights, view)["params"] if start is None else start
         opt_state = jax.tree.map(jnp.asarray, make_optimizer(hp).init(params))
         return State(jnp.int32(0), params, opt_state, jnp.float32(0), jnp.bool(True))
 
@@ -328,19 +287,36 @@ def _programs(
         return jax.lax.while_loop(lambda s: (s.step < stop) & s.finite, step, state)
 
     keys, hp = make_keys(0), dict.fromkeys(traced, 0.0)
-    state = jax.eval_shape(init, world, keys, hp)
+    params = jax.eval_shape(lambda: init(keys, hp, None).params)
+    begin = _compile_init(init, keys, hp, params if from_start else None)
+    state = jax.tree.map(_placed, jax.eval_shape(init, keys, hp, None), begin.output_shardings)
+    placed = jax.tree.map(lambda leaf: leaf.sharding, state)
     evaluated = eval_params or (lambda opt_state, params: params)
-    params = jax.eval_shape(evaluated, state.opt_state, state.params)
-    _require_same_tree("eval_params returned", params, "the parameters", state.params)
+    shapes = jax.eval_shape(evaluated, state.opt_state, state.params)
+    _require_same_tree("eval_params returned", shapes, "the parameters", state.params)
+    stepped = jax.jit(advance, donate_argnums=0, out_shardings=placed)
+    chosen = jax.jit(evaluated, out_shardings=placed.params)
     return Programs(
-        init=jax.jit(init).lower(world, keys, hp).compile(),
-        advance=jax.jit(advance, donate_argnums=0).lower(state, jnp.int32(0), world, keys, hp).compile(),
-        eval_params=jax.jit(evaluated).lower(state.opt_state, state.params).compile()
-        if eval_params
-        else evaluated,
-        examine=jax.jit(functools.partial(examine, student)).lower(params, exam).compile(),
+        init=begin,
+        advance=stepped.lower(state, jnp.int32(0), world, keys, hp).compile(),
+        eval_params=chosen.lower(state.opt_state, state.params).compile() if eval_params else evaluated,
+        examine=course.make_examine(student, state.params),
         hyperparameters=traced,
+        params=params,
     )
+
+
+def _compile_init(init: Callable[..., State], keys: Keys, hp: Mapping[str, Any], start: Params) -> Any:
+    """Decides where a state goes: parameters as `devices` says, the rest as its optimizer lets it."""
+    params = jax.eval_shape(init, keys, hp, start).params
+    whole = devices.whole()
+    # Copies: the parameters, their gradient, and an optimizer's state of about two.
+    placed: Any = (whole, devices.parameters(params, copies=4), None, whole, whole)
+    return jax.jit(init, out_shardings=State(*placed)).lower(keys, hp, start).compile()
+
+
+def _placed(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
 def measured_steps(task: Task, total_steps: int) -> list[int]:
@@ -367,14 +343,21 @@ def run(trial: Trial, out: Path, *, command: str = "", fresh: bool = False) -> G
         another process runs this trial. No record is begun.
     """
     path = trial.record_path(out)
-    with records.lock(path):
-        checkpoint = path.with_suffix(".checkpoint.npz")
-        if fresh:
+    first = devices.is_first()
+    with ExitStack() as stack:
+        if first:
+            stack.enter_context(records.lock(path))
+        checkpoints = Checkpoints(path.with_suffix(".checkpoint"))
+        stack.callback(checkpoints.close)
+        if fresh and first:
             path.unlink(missing_ok=True)
-            checkpoint.unlink(missing_ok=True)
-        if not is_finished(path):
-            yield from _run(trial, path, checkpoint, command)
-        checkpoint.unlink(missing_ok=True)
+            checkpoints.delete()
+        if not devices.agree(first and is_finished(path)):
+            yield from _run(trial, path, checkpoints, command)
+        checkpoints.close()
+        devices.agree(True)  # all have written what they write
+        if first:
+            checkpoints.delete()
 
 
 def is_finished(path: Path) -> bool:
@@ -385,26 +368,29 @@ def is_finished(path: Path) -> bool:
     return end is not None and end["status"] in ("finished", "diverged")
 
 
-def _run(trial: Trial, path: Path, checkpoint: Path, command: str) -> Generator[Progress]:
+def _run(trial: Trial, path: Path, checkpoints: Checkpoints, command: str) -> Generator[Progress]:
     ledger, task, total = Ledger(), trial.task, trial.total_steps
     with ledger.on("setup_s"):
-        world, exam = load_world(task), load_exam(task, trial.protocol)
+        course = load_course(task, trial.protocol)
         keys, due = make_keys(trial.seed), measured_steps(task, total)
     with ledger.on("compile_s"), compilation.counted() as cache:
         programs = compile_programs(trial)
     with ledger.on("setup_s"):
         hp = {name: trial.optimizer.hyperparameters[name] for name in programs.hyperparameters}
-        state = jax.block_until_ready(programs.init(world, keys, hp))
+        start = trial.start.params(programs.params) if trial.start else None
+        state = jax.block_until_ready(programs.init(keys, hp, start))
     with ledger.on("checkpoint_s"):
-        state, done = _restore(checkpoint, path, state)
+        state, done = _restore(checkpoints, path, state)
         length, latest, resumed = done["length"], done["measurement"], done["resumed"]
         ledger.resume(done["ledger"])
         params = programs.eval_params(state.opt_state, state.params)
+    with ledger.on("setup_s"):
+        worlds, world, served = course.worlds(trial.seed, int(state.step)), course.world, 0
 
     def save() -> None:
         with ledger.on("checkpoint_s"):
             done = {"length": length, "measurement": latest, "resumed": resumed + 1}
-            checkpoints.save(checkpoint, state, done | {"ledger": ledger.rows()})
+            checkpoints.save(state, done | {"ledger": ledger.rows()})
 
     step, finite, dispatch = int(state.step), True, 1
     next_save = time.monotonic() + CHECKPOINT_EVERY
@@ -412,26 +398,34 @@ def _run(trial: Trial, path: Path, checkpoint: Path, command: str) -> Generator[
         while True:
             if finite and step in due and (latest is None or latest["step"] < step):
                 with ledger.on("eval_s"):
-                    scores = jax.device_get(programs.examine(params, exam))
+                    scores = programs.examine(params)
                 with ledger.on("record_s"):
-                    latest = _measurement(trial, len(world.images), step, ledger.train_s, scores)
-                    rows = [latest] if length else [_header(trial, state, cache, command), latest]
-                    length = records.append(path, *rows, at=length)
+                    latest = _measurement(trial, course.n, step, ledger.train_s, scores)
+                    rows = (
+                        [latest] if length else [_header(trial, course, state, cache, command), latest]
+                    )
+                    length = _append(path, *rows, at=length)
             if step == total or not finite:
                 break
-            if (begun := time.monotonic()) > next_save:
+            begun = time.monotonic()
+            if devices.agree(begun > next_save):
                 save()
                 cost = time.monotonic() - begun
                 next_save = begun + cost + max(CHECKPOINT_EVERY, cost / CHECKPOINT_SHARE)
             with ledger.on("record_s"):
                 yield Progress(step, total, ledger.train_s, latest or {})
-            stop = min(next(s for s in due if s > step), step + dispatch)
+            stop = min(next(s for s in due if s > step), step + int(devices.agree(dispatch)))
             with ledger.on("train_s"):
-                begun = time.perf_counter()
-                state = programs.advance(state, np.int32(stop), world, keys, hp)
+                begun, first = time.perf_counter(), step
+                while step < stop:
+                    if step >= served:
+                        with ledger.waiting():
+                            world, served = next(worlds)
+                    step = min(stop, served)
+                    state = programs.advance(state, np.int32(step), world, keys, hp)
                 params = programs.eval_params(state.opt_state, state.params)
                 jax.block_until_ready((state, params))
-                per_step = (time.perf_counter() - begun) / (stop - step)
+                per_step = (time.perf_counter() - begun) / (stop - first)
                 step, finite = int(state.step), bool(state.finite)
             dispatch = max(1, min(4 * dispatch, int(DISPATCH / per_step)))
     except GeneratorExit:
@@ -440,19 +434,25 @@ def _run(trial: Trial, path: Path, checkpoint: Path, command: str) -> Generator[
     except Exception as error:
         if length:
             reason = f"{type(error).__name__}: {error}"
-            records.append(path, _end("failed", step, reason, None, ledger, resumed), at=length)
+            _append(path, _end("failed", step, reason, None, ledger, resumed), at=length)
         raise
     with ledger.on("record_s"):
         digest = params_sha256(state.params)
     status, reason = ("finished", "") if finite else ("diverged", _not_finite(state))
-    records.append(path, _end(status, step, reason, digest, ledger, resumed), at=length)
+    _append(path, _end(status, step, reason, digest, ledger, resumed), at=length)
     yield Progress(step, total, ledger.train_s, latest or {})
 
 
-def _restore(checkpoint: Path, path: Path, start: State) -> tuple[State, dict[str, Any]]:
+def _append(path: Path, *rows: Mapping[str, Any], at: int) -> int:
+    """`records.append` by the host that writes; the others only need to know that there is a record."""
+    return records.append(path, *rows, at=at) if devices.is_first() else 1
+
+
+def _restore(checkpoints: Checkpoints, path: Path, start: State) -> tuple[State, dict[str, Any]]:
     """What the checkpoint of a record holds, or the start of a trial where there is none to use."""
-    restored = checkpoints.load(checkpoint, start) if path.exists() else None
-    if restored and path.stat().st_size >= restored[1]["length"]:
+    written = path.stat().st_size if devices.is_first() and path.exists() else 0
+    restored = checkpoints.restore(start) if devices.agree(written) else None
+    if restored and devices.agree(written >= restored[1]["length"]):
         return restored
     return start, {"length": 0, "measurement": None, "resumed": 0, "ledger": {}}
 
@@ -490,15 +490,16 @@ def _not_finite(state: State) -> str:
 def params_sha256(params: Params) -> str:
     """SHA-256 of the parameters' paths and bytes."""
     digest = hashlib.sha256()
-    for path, leaf in sorted(flatten_dict(params, sep="/").items()):
+    whole = jax.jit(lambda x: x, out_shardings=devices.whole())(params)
+    for path, leaf in sorted(flatten_dict(whole, sep="/").items()):
         digest.update(path.encode() + np.asarray(leaf).tobytes())
     return digest.hexdigest()
 
 
-def _header(trial: Trial, state: State, cache: Mapping[str, int], command: str) -> dict[str, Any]:
-    task = trial.task
-    identity = trial.identity()
-    world = load_world(task)
+def _header(
+    trial: Trial, course: Course, state: State, cache: Mapping[str, int], command: str
+) -> dict[str, Any]:
+    task, identity = trial.task, trial.identity()
     return {
         "kind": "header",
         "schema": records.SCHEMA,
@@ -508,14 +509,22 @@ def _header(trial: Trial, state: State, cache: Mapping[str, int], command: str) 
         "target": task.target._asdict(),
         "timed": True,
         "versions": provenance.versions(),
-        "device": provenance.device(),
+        "device": provenance.device() | {"used": jax.tree.leaves(state.params)[0].sharding.num_devices},
+        "precision": {
+            "parameters": "float32",
+            "student": task.precision if has_precision(task.student) else "float32",
+            "teachers": [
+                task.precision if has_precision(teachers.TEACHERS[name].network) else "float32"
+                for name in task.teachers
+            ],
+        },
         "git": provenance.git(),
         "command": command,
         "started_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "compilation_cache": dict(cache),
         "student": {
             "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
-            "flops_per_example": _flops_per_example(task, state.params, world.images),
+            "flops_per_example": _flops_per_example(task, state.params, course.world.images.shape[1:]),
         },
         "teacher": {
             name: {
@@ -527,11 +536,13 @@ def _header(trial: Trial, state: State, cache: Mapping[str, int], command: str) 
     }
 
 
-def _flops_per_example(task: Task, params: Params, images: Array) -> float | None:
+def _flops_per_example(task: Task, params: Params, image_shape: tuple[int, ...]) -> float | None:
     """FLOPs of the student's forward pass, as XLA counts them; None where it does not."""
-    batch = images[: task.batch_size]
-    cost = jax.jit(task.student.apply).lower({"params": params}, batch).cost_analysis()
-    return cost["flops"] / len(batch) if cost and "flops" in cost else None
+    batch = jax.ShapeDtypeStruct((8, *image_shape), jnp.float32)
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
+    network = task.in_precision(task.student)
+    cost = jax.jit(network.apply).lower({"params": shapes}, batch).cost_analysis()
+    return cost["flops"] / batch.shape[0] if cost and "flops" in cost else None
 
 
 @functools.cache

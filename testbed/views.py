@@ -1,6 +1,6 @@
-"""Views of images: random affine crops and mixup, as pure functions of a key.
+"""Views of images: random affine crops, flips and mixup, as pure functions of a key.
 
-All images are float32 arrays [batch, height, width, channels].
+Images are arrays [batch, height, width, channels]; views are float32.
 """
 
 import dataclasses
@@ -69,6 +69,21 @@ def _resample(images: Array, matrix: Array, centre: Array, fill: float) -> Array
 
     over_channels = jax.vmap(sample, in_axes=(-1, None, None), out_axes=-1)
     return jax.vmap(over_channels)(images, rows, columns)
+
+
+@dataclasses.dataclass(frozen=True)
+class Flip:
+    """The device's part of the paper's crops: what the host has cut is mirrored with probability 1/2."""
+
+    def __call__(self, key: Array, images: Array) -> Array:
+        """uint8 [b, h, w, c] -> float32 in [-1, 1]."""
+        mirrored = random.bernoulli(key, 0.5, (len(images), 1, 1, 1))
+        return value_range(jnp.where(mirrored, images[:, :, ::-1], images))
+
+
+def value_range(images: Array) -> Array:
+    """Grey levels from 0 to 255 -> float32 from -1 to 1."""
+    return images.astype(jnp.float32) / 255 * 2 - 1
 
 
 def mixup(key: Array, images: Array) -> Array:

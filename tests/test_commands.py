@@ -10,11 +10,10 @@ from pathlib import Path
 import pytest
 
 from analysis import comparison
-from benchmarks import make_teacher, overhead, run, study, sweep
+from benchmarks import commands, make_teacher, overhead, run, study, sweep
 from optimizers import registry
-from testbed import records, teachers
+from testbed import records, resident, teachers
 from testbed.tasks import TASKS
-from testbed.trial import load_world
 
 ROOT = Path(__file__).parents[1]
 
@@ -27,7 +26,7 @@ def tiny_task(tiny, monkeypatch):
 
     horizons = MappingProxyType({"short": 20, "medium": 80})
     task = dataclasses.replace(tiny, horizons=horizons)
-    for module in (run, sweep, study):
+    for module in (commands, run, study):
         monkeypatch.setattr(module, "TASKS", {**TASKS, "tiny": task})
 
 
@@ -204,7 +203,7 @@ def test_teachers_learn_by_the_shipped_recipe(monkeypatch):
     """A fiftieth of the recipe already teaches more than half of the digits."""
     monkeypatch.setattr(make_teacher, "STEPS", 120)
     monkeypatch.setattr(make_teacher, "WARMUP", 20)
-    network, data = teachers.NETWORKS["digits-a"], TASKS["digits"].load()
+    network, data = teachers.TEACHERS["digits-a"].network, TASKS["digits"].load()
     params = make_teacher.train(network, data, seed=0)
     assert make_teacher.accuracy(network, params, data.validation) > 0.5
 
@@ -222,7 +221,7 @@ def test_interrupted_by_sigint_a_command_exits_130_and_resumes(tmp_path):
     assert process.returncode == 130
     assert "the same command resumes it" in stderr
     assert stderr.count("\n") == 1
-    assert list(tmp_path.rglob("*.checkpoint.npz"))
+    assert list(tmp_path.rglob("*.checkpoint"))
     (record,) = records.read_folder(tmp_path)
     step = record.measurements[-1]["step"]
     again = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
@@ -234,4 +233,4 @@ def test_interrupted_by_sigint_a_command_exits_130_and_resumes(tmp_path):
 
 
 def test_worlds_are_loaded_once():
-    assert load_world(TASKS["digits"]) is load_world(TASKS["digits"])
+    assert resident.load_world(TASKS["digits"]) is resident.load_world(TASKS["digits"])

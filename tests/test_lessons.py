@@ -26,7 +26,7 @@ def say_pixels(images):
 @pytest.fixture
 def batch() -> Batch:
     images = random.uniform(random.key(1), (8, 8, 8, 1))
-    return Batch(images, jnp.arange(8), say_pixels(images))
+    return Batch(images, images, jnp.arange(8), say_pixels(images))
 
 
 def lesson_of(protocol, batch):
@@ -64,6 +64,13 @@ def test_independent_noise_teacher_sees_other_crops_of_the_same_images(batch):
     np.testing.assert_array_equal(lesson.images, CROP(STUDENT_KEY, batch.images))
     np.testing.assert_array_equal(teacher_saw(lesson), CROP(SECOND_KEY, batch.images))
     assert np.all(np.any(np.asarray(teacher_saw(lesson)) != lesson.images, axis=(1, 2, 3)))
+
+
+def test_independent_noise_takes_its_second_crop_of_what_the_host_cut_for_it(batch):
+    other = batch._replace(second=batch.images[::-1])
+    lesson = lesson_of("independent_noise", other)
+    np.testing.assert_array_equal(lesson.images, CROP(STUDENT_KEY, batch.images))
+    np.testing.assert_array_equal(teacher_saw(lesson), CROP(SECOND_KEY, batch.images[::-1]))
 
 
 def test_fixed_teacher_saw_the_central_view(batch):

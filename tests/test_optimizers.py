@@ -13,7 +13,7 @@ from jax import random
 from benchmarks.commands import make_trial
 from optimizers import recipe, registry
 from optimizers.spec import OptimizerError
-from testbed import checkpoints
+from testbed.checkpoints import Checkpoints
 from testbed.trial import compile_programs
 from tests.test_trial import finish
 
@@ -94,8 +94,10 @@ def test_updates_keep_tree_shapes_and_dtypes(name, params):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_state_can_be_saved_and_restored(name, params, tmp_path):
     _, state = descend(build(name), params, gradients_like(params, 2))
-    checkpoints.save(tmp_path / "state.npz", state, {})
-    restored = checkpoints.load(tmp_path / "state.npz", jax.tree.map(jnp.zeros_like, state))
+    kept = Checkpoints(tmp_path / "state")
+    kept.save(state, {})
+    restored = kept.restore(jax.tree.map(jnp.zeros_like, state))
+    kept.close()
     assert restored is not None
     jax.tree.map(np.testing.assert_array_equal, restored[0], state)
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from testbed import checkpoints, clock, records
+from testbed.checkpoints import Checkpoints
 from testbed.errors import RequestError
 
 HEADER = {"kind": "header", "schema": records.SCHEMA, "run_id": "x"}
@@ -117,28 +118,58 @@ def state(fill) -> State:
 
 
 def test_checkpoints_restore_every_kind_of_leaf_bit_by_bit(tmp_path):
-    path = tmp_path / "c.npz"
-    checkpoints.save(path, state(3), {"length": 7})
-    restored, meta = checkpoints.load(path, state(0))
+    kept = Checkpoints(tmp_path / "c")
+    kept.save(state(2), {"length": 6})
+    kept.save(state(3), {"length": 7})
+    kept.close()
+    restored, meta = Checkpoints(tmp_path / "c").restore(state(0))
     assert meta == {"length": 7}
     assert jax.tree.structure(restored) == jax.tree.structure(state(3))
     for ours, theirs in zip(jax.tree.leaves(restored), jax.tree.leaves(state(3)), strict=True):
         assert ours.dtype == theirs.dtype
         np.testing.assert_array_equal(np.asarray(checkpoints._raw(ours)), checkpoints._raw(theirs))
-    assert [p.name for p in tmp_path.iterdir()] == ["c.npz"]
+    assert len(list((tmp_path / "c").iterdir())) == 1, "the newest is kept"
+
+
+def test_what_is_saved_is_the_state_as_it_was_then(tmp_path):
+    """The next step may overwrite the arrays while they are still being written."""
+    kept = Checkpoints(tmp_path / "c")
+    step = jax.jit(lambda x: x + 1, donate_argnums=0)
+    x = jnp.zeros((256, 1024))
+    for i in range(3):
+        kept.save(x, {"i": i})
+        for _ in range(20):
+            x = step(x)
+    kept.close()
+    restored, meta = Checkpoints(tmp_path / "c").restore(x)
+    assert meta == {"i": 2}
+    np.testing.assert_array_equal(restored, 40)
 
 
 def test_checkpoints_that_do_not_fit_are_not_loaded(tmp_path):
-    path = tmp_path / "c.npz"
-    assert checkpoints.load(path, state(0)) is None
-    checkpoints.save(path, state(3), {})
-    assert checkpoints.load(path, (state(0), state(0))) is None
-    assert checkpoints.load(path, state(0)._replace(a=jnp.zeros((5, 5)))) is None
-    content = path.read_bytes()
-    for damaged in (content[:100], content[:-30], content[:200] + b"\0" + content[201:]):
-        path.write_bytes(damaged)
-        loaded = checkpoints.load(path, state(0))
-        assert loaded is None or damaged == content
+    kept = Checkpoints(tmp_path / "c")
+    assert kept.restore(state(0)) is None
+    kept.save(state(3), {})
+    kept.close()
+    assert kept.restore((state(0), state(0))) is None
+    assert kept.restore(state(0)._replace(a=jnp.zeros((5, 5)))) is None
+    assert kept.restore(state(0)) is not None
+    kept.close()
+
+
+# Tensorstore's background threads complain on their own.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("damage", [lambda content: content[: len(content) // 2], lambda content: b""])
+@pytest.mark.parametrize("name", ["*/state/**/d/*", "*/meta/metadata"])
+def test_damaged_checkpoints_are_not_loaded(tmp_path, name, damage):
+    kept = Checkpoints(tmp_path / "c")
+    kept.save(state(3), {})
+    kept.close()
+    hit = list((tmp_path / "c").glob(name))
+    assert hit
+    for path in hit:
+        path.write_bytes(damage(path.read_bytes()))
+    assert Checkpoints(tmp_path / "c").restore(state(0)) is None
 
 
 def test_a_ledger_accounts_for_the_wall_time_and_goes_on():

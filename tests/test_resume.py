@@ -44,7 +44,7 @@ def test_killed_at_random_moments_the_record_is_that_of_an_uninterrupted_trial(
     assert killed.end is not None
     assert killed.end["resumed"] > 0, "no kill hit the trial after its first checkpoint"
     assert without_times(killed) == without_times(whole)
-    assert not list(tmp_path.rglob("*.npz"))
+    assert not list(tmp_path.rglob("*.checkpoint"))
 
 
 def wait_for_progress(process: subprocess.Popen[bytes], out: Path) -> None:

@@ -1,6 +1,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.ndimage
@@ -96,3 +97,17 @@ def test_mixups_coefficient_is_uniform_on_half_to_one():
     keys = random.split(random.key(0), 10_000)
     a = np.asarray(jax.vmap(lambda key: views.mixup(key, pair)[0, 0, 0, 0])(keys))
     assert scipy.stats.kstest(a, scipy.stats.uniform(0.5, 0.5).cdf).pvalue > 0.01
+
+
+def test_flips_mirror_half_of_the_images_and_nothing_else():
+    images = jax.random.randint(jax.random.key(0), (4000, 2, 3, 1), 0, 256).astype(jnp.uint8)
+    seen = np.asarray(views.Flip()(jax.random.key(1), images))
+    plain, mirrored = (np.asarray(views.value_range(x)) for x in (images, images[:, :, ::-1]))
+    is_plain, is_mirrored = (np.all(seen == x, axis=(1, 2, 3)) for x in (plain, mirrored))
+    assert np.all(is_plain | is_mirrored)
+    assert scipy.stats.binomtest(int(is_mirrored.sum()), 4000).pvalue > 0.001
+
+
+def test_the_value_range_is_from_minus_one_to_one():
+    levels = jnp.arange(256, dtype=jnp.uint8)
+    np.testing.assert_allclose(views.value_range(levels), np.linspace(-1, 1, 256), atol=1e-6)

@@ -1,5 +1,7 @@
 """One convolution for all networks, and a plain convolutional network."""
 
+from collections.abc import Iterator
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -13,25 +15,43 @@ def convolve(images: Array, kernel: Array, stride: int = 1) -> Array:
     a loop than outside one, and a trial is a loop.
     """
     size, _, channels, features = kernel.shape
-    pad = (size - 1) // 2
     if jax.default_backend() != "cpu":
-        return jax.lax.conv_general_dilated(
-            images,
-            kernel,
-            (stride, stride),
-            [(pad, pad), (pad, pad)],
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
-    padded = jnp.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-    height = (images.shape[1] + 2 * pad - size) // stride + 1
-    width = (images.shape[2] + 2 * pad - size) // stride + 1
-    patches = [
-        padded[:, y : y + stride * (height - 1) + 1 : stride, x : x + stride * (width - 1) + 1 : stride]
-        for y in range(size)
-        for x in range(size)
-    ]
+        return _xla(images, kernel, stride, groups=1)
+    patches = list(_shifted(images, size, stride))
     matrix = kernel.reshape(size * size * channels, features)
     return jnp.concatenate(patches, axis=-1) @ matrix
+
+
+def convolve_depthwise(images: Array, kernel: Array, stride: int = 1) -> Array:
+    """Each channel by a kernel of its own [k, k, 1, c]; padding as `convolve`."""
+    size, _, _, channels = kernel.shape
+    if jax.default_backend() != "cpu":
+        return _xla(images, kernel, stride, groups=channels)
+    weights = kernel.reshape(size * size, channels)
+    return sum(patch * w for patch, w in zip(_shifted(images, size, stride), weights, strict=True))
+
+
+def _xla(images: Array, kernel: Array, stride: int, groups: int) -> Array:
+    pad = (kernel.shape[0] - 1) // 2
+    return jax.lax.conv_general_dilated(
+        images,
+        kernel,
+        (stride, stride),
+        [(pad, pad), (pad, pad)],
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
+
+
+def _shifted(images: Array, size: int, stride: int) -> Iterator[Array]:
+    """For each position in a kernel, in the order of its entries, the pixels that it meets."""
+    pad = (size - 1) // 2
+    padded = jnp.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    rows = stride * ((images.shape[1] + 2 * pad - size) // stride) + 1
+    columns = stride * ((images.shape[2] + 2 * pad - size) // stride) + 1
+    for y in range(size):
+        for x in range(size):
+            yield padded[:, y : y + rows : stride, x : x + columns : stride]
 
 
 class Convolution(nn.Module):

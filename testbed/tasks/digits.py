@@ -43,7 +43,8 @@ RESNET = dataclasses.replace(
     DIGITS,
     name="digits-resnet",
     summary="the same with a small BiT ResNet (GroupNorm, weight standardization) as student",
-    student=BiT(depths=(1, 1), width=8, groups=4, classes=10),
+    student=BiT(depths=(1, 1), width=8, groups=4, classes=10, root="small"),
     batch_size=128,
     views_per_image=3,
+    version=2,  # parameters are nested since, so first weights are others
 )

@@ -1,6 +1,9 @@
-"""Shipped teachers: weights as .npz beside a card (.json) with checksum, recipe and accuracy.
+"""Teachers by name: fixed networks, and where their weights come from.
 
-`benchmarks/make_teacher.py` makes them. Loading never unpickles.
+Shipped ones lie beside this file: weights as .npz, and a card (.json) with checksum, recipe and
+accuracy; `benchmarks/make_teacher.py` makes them. Public ones are looked for in
+`places.checkpoints()`; nobody publishes their checksums, so the record says what was used. Loading
+never unpickles.
 """
 
 import functools
@@ -15,29 +18,61 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from flax import linen as nn
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import flatten_dict
 
+from testbed import places
 from testbed.errors import RequestError
+from testbed.models import public
+from testbed.models.bit import bit
 from testbed.models.convolution import ConvNet
 
 FOLDER = Path(__file__).parent
+RELEASE = "https://storage.googleapis.com/bit_models/distill"
 
-NETWORKS: Mapping[str, nn.Module] = MappingProxyType(
+
+class Public(NamedTuple):
+    """Weights that others published."""
+
+    file: str  # in `places.checkpoints()`
+    address: str
+
+
+class Entry(NamedTuple):
+    """A network, what images it takes, and who published its weights; None for shipped ones."""
+
+    network: nn.Module
+    image_shape: tuple[int, int, int]
+    public: Public | None = None
+
+
+def _released(file: str, classes: int, size: int) -> Entry:
+    """R152x2 fine-tuned by the paper's authors (big_vision, `configs/proj/distill/common.py`)."""
+    network = bit("R152x2", classes)
+    return Entry(network, (size, size, 3), Public(file, f"{RELEASE}/{file}"))
+
+
+TEACHERS: Mapping[str, Entry] = MappingProxyType(
     {
-        "digits-a": ConvNet(features=(32, 64, 64), classes=10),
-        "digits-b": ConvNet(features=(32, 64, 64), classes=10),
+        "digits-a": Entry(ConvNet(features=(32, 64, 64), classes=10), (8, 8, 1)),
+        "digits-b": Entry(ConvNet(features=(32, 64, 64), classes=10), (8, 8, 1)),
+        "R152x2-flowers": _released("R152x2_T_flowers128.npz", 102, 128),
+        "R152x2-pets": _released("R152x2_T_pet128.npz", 37, 128),
+        "R152x2-food": _released("R152x2_T_food128.npz", 101, 128),
+        "R152x2-sun": _released("R152x2_T_sun128.npz", 397, 128),
+        "R152x2-imagenet-224": _released("R152x2_T_224.npz", 1000, 224),
+        "R152x2-imagenet-384": _released("R152x2_T_384.npz", 1000, 384),
     }
 )
 
 
 class Teacher(NamedTuple):
-    """A fixed network."""
+    """A fixed network with its weights."""
 
     name: str
     network: nn.Module
     params: dict[str, Any]
     sha256: str  # of the .npz file
-    card: Mapping[str, Any]  # recipe, parameters, test_accuracy, ...
+    card: Mapping[str, Any]  # parameters; of shipped ones also recipe, test_accuracy, ...
 
 
 def save(name: str, params: dict[str, Any], card: dict[str, Any], folder: Path = FOLDER) -> Teacher:
@@ -57,17 +92,20 @@ def save(name: str, params: dict[str, Any], card: dict[str, Any], folder: Path =
 
 
 @functools.cache
-def load(name: str, folder: Path = FOLDER) -> Teacher:
-    """The shipped teacher `name`.
+def load(name: str, folder: Path | None = None) -> Teacher:
+    """The teacher `name`, from `folder` or else from where it belongs.
 
     Raises:
       RequestError: the file is missing, or is not the one that its card describes, or does not fill
         the network.
     """
-    path = folder / f"{name}.npz"
+    entry = TEACHERS[name]
+    if entry.public:
+        return _load_public(name, entry, entry.public, folder or places.checkpoints())
+    path = (folder or FOLDER) / f"{name}.npz"
     remedy = "restore it, for instance with `git checkout`"
     try:
-        card = json.loads((folder / f"{name}.json").read_text())
+        card = json.loads(path.with_suffix(".json").read_text())
         content = path.read_bytes()
     except (OSError, ValueError) as error:
         raise RequestError(f"teacher {name}: cannot be read ({error}); {remedy}") from error
@@ -77,11 +115,28 @@ def load(name: str, folder: Path = FOLDER) -> Teacher:
             f"teacher {name}: {path} has SHA-256 {sha256[:16]}…, its card says "
             f"{card['sha256'][:16]}…: the file is damaged; {remedy}"
         )
-    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-        params = unflatten_dict({key: arrays[key] for key in arrays.files}, sep="/")
-    network = NETWORKS[name]
-    images = jax.ShapeDtypeStruct((1, *card["image_shape"]), np.float32)
-    expected = jax.eval_shape(network.init, jax.random.key(0), images)["params"]
-    if jax.tree.map(np.shape, params) != jax.tree.map(lambda leaf: leaf.shape, expected):
-        raise RequestError(f"teacher {name}: the weights in {path} do not fit {network}; {remedy}")
-    return Teacher(name, network, params, sha256, MappingProxyType(card))
+    params = public.fill(content, f"{path} of teacher {name}", shapes(entry.network, entry.image_shape))
+    return Teacher(name, entry.network, params, sha256, MappingProxyType(card))
+
+
+def _load_public(name: str, entry: Entry, source: Public, folder: Path) -> Teacher:
+    path = folder / source.file
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise RequestError(
+            f"teacher {name}: no {source.file} in {folder} (FUNMATCH_CHECKPOINTS names another folder); "
+            f"fetch it from {source.address}"
+        ) from error
+    params = public.fill(content, f"{path} of teacher {name}", shapes(entry.network, entry.image_shape))
+    sizes = [leaf.size for leaf in jax.tree.leaves(params)]
+    card = {"parameters": sum(sizes), "test_accuracy": None, "address": source.address}
+    return Teacher(
+        name, entry.network, params, hashlib.sha256(content).hexdigest(), MappingProxyType(card)
+    )
+
+
+def shapes(network: nn.Module, image_shape: tuple[int, ...]) -> dict[str, Any]:
+    """The shapes and dtypes of a network's parameters."""
+    images = jax.ShapeDtypeStruct((1, *image_shape), np.float32)
+    return jax.eval_shape(network.init, jax.random.key(0), images)["params"]

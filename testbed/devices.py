@@ -1,0 +1,168 @@
+"""Devices: one mesh, batches split over it; several hosts.
+
+The mesh in use is JAX's context mesh (`jax.set_mesh`), which optimizers may read too. On one device
+there is none, and everything here does nothing.
+"""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax import Array
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from numpy.typing import NDArray
+
+from testbed.errors import RequestError
+
+AXIS = "data"
+SHARE = 0.25  # of a device's memory that whole parameters may take
+
+
+def connect(address: str, processes: int | None = None, process: int | None = None) -> None:
+    """Joins several hosts; before anything else touches a device.
+
+    Args:
+      address: "auto" where JAX finds the others itself (TPU pods, SLURM, Open MPI), or host:port of
+        process 0.
+      processes: how many; not with "auto".
+      process: the number of this one, from 0; not with "auto".
+
+    Raises:
+      RequestError: they cannot be joined.
+    """
+    try:
+        if address == "auto":
+            jax.distributed.initialize()
+        else:
+            jax.distributed.initialize(address, processes, process)
+    except (ValueError, RuntimeError) as error:
+        message = " ".join(str(error).split())[:200]
+        raise RequestError(
+            f"--hosts {address}: {message}; outside of TPU pods and SLURM give HOST:PORT with "
+            "--processes and --process"
+        ) from error
+
+
+def use(count: int | None = None) -> None:
+    """Makes the mesh of `count` devices (default: all) the context's, for the rest of the process.
+
+    Raises:
+      RequestError: there are not that many.
+    """
+    there = jax.device_count()
+    count = there if count is None else count
+    if not 1 <= count <= there or (jax.process_count() > 1 and count != there):
+        raise RequestError(f"--devices {count}: there are {there}")
+    if count > 1:
+        jax.set_mesh(make_mesh(count))
+
+
+def make_mesh(count: int) -> Mesh:
+    """A mesh of the first `count` devices, with one axis."""
+    return jax.make_mesh((count,), (AXIS,), (AxisType.Auto,), devices=jax.devices()[:count])
+
+
+def mesh() -> Mesh | None:
+    """The mesh in use; None on one device."""
+    found = jax.sharding.get_mesh()
+    return None if found.empty or found.size == 1 else found
+
+
+def require_divisible(batch_size: int) -> None:
+    """Raises RequestError where a batch cannot be split over the devices in use."""
+    there = mesh()
+    if there and batch_size % there.size:
+        fits = max(n for n in range(1, there.size + 1) if batch_size % n == 0)
+        raise RequestError(
+            f"batch size {batch_size}: cannot be split over {there.size} devices; --devices {fits}"
+        )
+
+
+def split() -> NamedSharding | None:
+    """The leading axis divided over all devices."""
+    there = mesh()
+    return NamedSharding(there, PartitionSpec(AXIS)) if there else None
+
+
+def whole() -> NamedSharding | None:
+    """On every device."""
+    there = mesh()
+    return NamedSharding(there, PartitionSpec()) if there else None
+
+
+def constrain(batch: Any) -> Any:
+    """Inside a compiled function: arrays with their leading axis divided over all devices."""
+    if jax.sharding.get_abstract_mesh().size <= 1:  # 0 or 1, by version, where there is none
+        return batch
+    return jax.lax.with_sharding_constraint(batch, PartitionSpec(AXIS))
+
+
+def rows(batch_size: int) -> NDArray[np.int64]:
+    """Which rows of a batch this host provides, ascending."""
+    sharding = split()
+    if sharding is None:
+        return np.arange(batch_size)
+    parts = sharding.addressable_devices_indices_map((batch_size,)).values()
+    return np.unique(np.concatenate([np.arange(batch_size)[index] for index in parts if index]))
+
+
+def put(local: NDArray[Any], sharding: NamedSharding | None) -> Array:
+    """This host's rows (of split arrays), or all (of whole ones), as one array of all devices."""
+    if sharding is None:
+        return jax.device_put(local)
+    return jax.make_array_from_process_local_data(sharding, local)
+
+
+def parameters(shapes: Any, copies: int = 1) -> Any:
+    """Where parameters go: a sharding for each leaf, None on one device.
+
+    Whole on every device, unless `copies` of all of them (gradients, optimizer's state) take more than
+    a quarter of a device's memory: then each leaf is divided along its longest axis that divides evenly.
+    """
+    there = mesh()
+    if not there:
+        return None
+    size = copies * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
+    if size <= SHARE * _memory():
+        return jax.tree.map(lambda leaf: whole(), shapes)
+    return jax.tree.map(lambda leaf: NamedSharding(there, _longest(leaf.shape, there.size)), shapes)
+
+
+def _longest(shape: tuple[int, ...], devices: int) -> PartitionSpec:
+    divisible = [axis for axis, length in enumerate(shape) if length and length % devices == 0]
+    if not divisible:
+        return PartitionSpec()
+    axis = max(divisible, key=lambda axis: shape[axis])
+    return PartitionSpec(*[None] * axis, AXIS)
+
+
+def _memory() -> float:
+    """Bytes of a device; infinity where it does not say (a CPU)."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return float(stats.get("bytes_limit", np.inf))
+
+
+def place(tree: Any, shardings: Any) -> Any:
+    """Host arrays, the same on every host, as arrays of all devices."""
+    if shardings is None:
+        return jax.device_put(tree)
+
+    def put_leaf(leaf: Any, sharding: NamedSharding) -> Array:
+        array = np.asarray(leaf)
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+    return jax.tree.map(put_leaf, tree, shardings)
+
+
+def is_first() -> bool:
+    """Whether this host is the one that writes."""
+    return jax.process_index() == 0
+
+
+def agree(value: float) -> float:
+    """Host 0's value, on every host: what they do next must be the same."""
+    if jax.process_count() == 1:
+        return value
+    from jax.experimental import multihost_utils
+
+    return float(multihost_utils.broadcast_one_to_all(np.float64(value)))

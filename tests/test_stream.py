@@ -1,0 +1,313 @@
+"""Data sets in TFDS's format: what is read, in which order, and how it is examined."""
+
+import dataclasses
+import json
+import shutil
+from types import MappingProxyType
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks.commands import make_trial
+from optimizers import registry
+from testbed import matching, streamed, teachers, views
+from testbed.data import crops, stream
+from testbed.data.stored import stored
+from testbed.errors import RequestError
+from testbed.lessons import PROTOCOLS
+from testbed.tasks import LESSONS, TASKS, lessons_from
+from testbed.world import make_lesson, teach_all
+from tests import stand_ins
+
+PAPER = [name for name, task in TASKS.items() if task.streamed]
+
+
+@pytest.fixture(scope="session")
+def true_formats(tmp_path_factory):
+    """A folder with the data set and the checkpoint."""
+    folder = tmp_path_factory.mktemp("true_formats")
+    stand_ins.write_flowers(folder / "data")
+    stand_ins.write_teacher(folder / "checkpoints")
+    return folder
+
+
+@pytest.fixture
+def places(true_formats, monkeypatch, tmp_path):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(true_formats / "data"))
+    monkeypatch.setenv("FUNMATCH_CHECKPOINTS", str(true_formats / "checkpoints"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(teachers, "TEACHERS", stand_ins.tiny_teachers())
+    teachers.load.cache_clear()
+    return true_formats
+
+
+@pytest.fixture
+def task(places):
+    return stand_ins.tiny_flowers()
+
+
+def some_crops(images, batch_size=8, rows=None, seed=5, second=False):
+    rows = np.arange(batch_size) if rows is None else rows
+    return stream.TrainingCrops(images, seed, batch_size, rows, 32, second=second)
+
+
+def take(n, source, batch_size=8, **options):
+    return [b for b, _ in zip(stream.batches(source, batch_size, **options), range(n), strict=False)]
+
+
+def assert_same(ones, others):
+    assert len(ones) == len(others)
+    for one, other in zip(ones, others, strict=True):
+        assert set(one) == set(other)
+        for key in one:
+            np.testing.assert_array_equal(one[key], other[key])
+
+
+def test_what_is_read_is_what_was_written(task):
+    opened = task.load()
+    for part, split in (("training", "train"), ("validation", "validation"), ("test", "test")):
+        images = getattr(opened, part)
+        assert len(images) == stand_ins.SPLITS[split]
+        labels = sorted(images[i].label for i in range(len(images)))
+        begin = 100 * list(stand_ins.SPLITS).index(split)
+        assert labels == sorted((begin + i) % 102 for i in range(len(images)))
+        assert images[0].image.shape == (*images.shape(0), 3)
+
+
+def test_batches_are_the_same_from_any_start_with_any_number_of_workers(task):
+    images = task.load().training
+    whole = take(6, some_crops(images, second=True))
+    assert_same(take(4, some_crops(images, second=True), start=2), whole[2:])
+    assert_same(take(3, some_crops(images, second=True), start=3, workers=2), whole[3:])
+    assert any(
+        np.any(w["images"] != o["images"])
+        for w, o in zip(whole, take(6, some_crops(images, seed=6)), strict=True)
+    )
+
+
+def test_an_epoch_sees_every_image_once_and_its_crops_never_repeat(task):
+    images = task.load().training
+    n = len(images)
+    seen = take(9, some_crops(images))  # three epochs of 24
+    index = np.concatenate([batch["index"] for batch in seen]).reshape(3, n)
+    np.testing.assert_array_equal(np.sort(index), np.tile(np.arange(n), (3, 1)))
+    assert len({tuple(epoch) for epoch in index}) == 3
+    pixels = np.concatenate([batch["images"] for batch in seen])
+    assert len({image.tobytes() for image in pixels}) == 3 * n
+
+
+def test_hosts_read_their_rows_and_together_the_batch(task):
+    images = task.load().training
+    (whole,) = take(1, some_crops(images))
+    parts = [
+        take(1, some_crops(images, rows=np.arange(4 * host, 4 * host + 4)), batch_size=4)[0]
+        for host in (0, 1)
+    ]
+    joined = {key: np.concatenate([part[key] for part in parts]) for key in whole}
+    assert_same([joined], [whole])
+
+
+def test_decoded_images_are_the_encoded_ones(task):
+    opened = task.load()
+    decoded = stream.in_memory(opened.training, opened.sha256)
+    assert isinstance(decoded, stream.Decoded)
+    for i in range(len(decoded)):
+        np.testing.assert_array_equal(decoded[i].image, opened.training[i].image)
+        assert decoded[i].label == opened.training[i].label
+    assert_same(take(2, some_crops(decoded), workers=2), take(2, some_crops(opened.training)))
+
+
+def test_images_that_do_not_fit_are_not_kept(task, monkeypatch):
+    monkeypatch.setattr(stream, "_available_memory", lambda: 1_000_000)
+    opened = task.load()
+    assert stream.in_memory(opened.training, opened.sha256) is opened.training
+
+
+def test_stored_arrays_are_computed_once_and_again_where_damaged(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    calls = []
+
+    def fill(array):
+        calls.append(1)
+        array[:] = np.arange(6).reshape(2, 3)
+
+    def ask(key):
+        return stored("x", {"key": key}, (2, 3), np.float32, fill)
+
+    path = ask(1)
+    assert ask(1) == path
+    assert len(calls) == 1
+    assert ask(2) != path
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + b"!")
+    np.testing.assert_array_equal(np.load(ask(1)), np.arange(6).reshape(2, 3))
+    assert len(calls) == 3
+    assert sorted(p.suffix for p in path.parent.iterdir()) == [".json", ".json", ".npy", ".npy"]
+
+
+# What is not there
+
+
+def test_a_data_set_that_is_not_there_is_told_with_the_way_to_get_it(task, monkeypatch, tmp_path):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    with pytest.raises(RequestError) as caught:
+        task.load()
+    for part in ("oxford_flowers102", str(tmp_path), "tfds build oxford_flowers102", "array_record"):
+        assert part in str(caught.value)
+
+
+def test_a_data_set_in_another_format_is_refused(task, monkeypatch, true_formats, tmp_path):
+    shutil.copytree(true_formats / "data", tmp_path / "data")
+    (path,) = (tmp_path / "data").rglob("dataset_info.json")
+    info = json.loads(path.read_text())
+    assert info["fileFormat"] == "array_record"
+    path.write_text(json.dumps({**info, "fileFormat": "tfrecord"}))
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "data"))
+    with pytest.raises(RequestError, match="tfrecord, not array_record"):
+        task.load()
+
+
+def test_a_checkpoint_that_is_not_there_is_told_with_its_address(task, monkeypatch, tmp_path):
+    monkeypatch.setenv("FUNMATCH_CHECKPOINTS", str(tmp_path))
+    with pytest.raises(RequestError) as caught:
+        make_trial(task, "labels", registry.find("adam"), 4, 0, {}).identity()
+    assert f"no R152x2_T_flowers128.npz in {tmp_path}" in str(caught.value)
+    assert "https://storage.googleapis.com/bit_models/distill/R152x2_T_flowers128" in str(caught.value)
+
+
+# Courses
+
+
+def central(task, images):
+    stream_ = task.stream()
+    views_ = [
+        crops.central_crop(images[i].image, stream_.shorter_side, stream_.size)
+        for i in range(len(images))
+    ]
+    return np.stack(views_), np.array([images[i].label for i in range(len(images))])
+
+
+def test_each_protocol_gets_of_the_stream_what_it_asks_for(task):
+    opened, params = task.load(), (teachers.load("R152x2-flowers").params,)
+    pixels, _ = central(task, opened.training)
+    for protocol in PROTOCOLS:
+        course = streamed.load_course(task, protocol)
+        (world, served), (_, later) = (
+            next(worlds) for worlds in [course.worlds(0, 4)] for _ in range(2)
+        )
+        assert (served, later) == (5, 6)
+        assert (world.second is None) == (protocol != "independent_noise")
+        assert (world.central_logits is None) == (protocol != "fixed_teacher")
+        shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), world)
+        assert shapes == jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), course.world)
+        (batch,) = take(
+            1, stream.TrainingCrops(opened.training, 0, 8, np.arange(8), 128, second=True), start=4
+        )
+        np.testing.assert_array_equal(world.images, batch["images"])
+        if world.second is not None:
+            np.testing.assert_array_equal(world.second, batch["second"])
+        if world.central_logits is not None:
+            seen = views.value_range(jnp.asarray(pixels[batch["index"]]))
+            logits = jnp.moveaxis(jax.jit(lambda p, x: teach_all(task, p, x))(params, seen), 0, 1)
+            np.testing.assert_allclose(world.central_logits, logits, rtol=1e-4, atol=1e-4)
+
+
+def test_evaluation_counts_every_example_once(task):
+    """7 and 13 images in batches of 8: the scores are the plain means over 7 and 13."""
+    course = streamed.load_course(task, "function_matching")
+    student = stand_ins.noisy_params(stand_ins.TINY, (128, 128, 3), seed=1)
+
+    def apply(params, images):
+        return stand_ins.TINY.apply({"params": params}, images)
+
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), student)
+    scores = course.make_examine(apply, shapes)(student)
+    opened = task.load()
+    for part in ("validation", "test"):
+        pixels, labels = central(task, getattr(opened, part))
+        seen = views.value_range(jnp.asarray(pixels))
+        ours, theirs = (
+            jax.jit(apply)(p, seen) for p in (student, teachers.load("R152x2-flowers").params)
+        )
+        expected = {
+            "kl": matching.kl(theirs, ours),
+            "agreement": matching.agreement(theirs, ours),
+            "accuracy": matching.accuracy(jnp.asarray(labels), ours),
+        }
+        for name, values in expected.items():
+            assert scores[f"{part}_{name}"] == pytest.approx(float(jnp.mean(values)), rel=1e-4)
+        assert scores[f"{part}_central_agreement"] == scores[f"{part}_agreement"]
+    (world, _), (other, _) = (next(w) for w in [course.worlds(streamed.EXAM_SEED, 0)] for _ in range(2))
+    key = jax.random.key(streamed.EXAM_SEED)
+    lessons = [make_lesson(task, "function_matching", w, key, i) for i, w in enumerate((world, other))]
+    kl = [matching.kl(one.logits[0], apply(student, one.images)).mean() for one in lessons]
+    assert scores["train_kl"] == pytest.approx(float(np.mean(kl)), rel=1e-4)
+
+
+# The paper's tasks, without their data
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_students_and_teachers_of_the_papers_tasks_fit_their_images(name):
+    task = TASKS[name]
+    images = jax.ShapeDtypeStruct((2, *task.stream().image_shape), jnp.float32)
+    for network in (task.student, *(teachers.TEACHERS[t].network for t in task.teachers)):
+        logits, _ = jax.eval_shape(network.init_with_output, jax.random.key(0), images)
+        assert logits.shape == (2, task.stream().classes)
+    assert task.batch_size in (512, 4096)
+
+
+SIZES = {"flowers": 1020, "pets": 3312, "food": 68_175, "sun": 76_128, "imagenet": 1_255_544}
+EPOCHS = {
+    "flowers": (10_000, 100_000, 1_000_000),
+    "pets": (1000, 3000, 30_000),
+    "food": (100, 1000, 3000),
+    "sun": (100, 1000, 3000),
+    "imagenet": (30, 90, 300, 600, 1200, 4800, 9600),
+}
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_horizons_are_the_papers_epochs_and_recipes_are_adams(name):
+    task = TASKS[name]
+    family = name.split("-")[0]
+    steps = [max(1, round(e * SIZES[family] / task.batch_size)) for e in EPOCHS[family]]
+    assert list(task.horizons.values()) == steps
+    spec = registry.find("adam")
+    for horizon, total in task.horizons.items():
+        recipe = task.published[horizon].hyperparameters["adam"]
+        assert recipe["warmup"] * total == pytest.approx(5000 if family == "imagenet" else 1500)
+        assert set(recipe) <= set(registry.defaults(spec))
+        assert task.at(horizon).temperature == task.published[horizon].temperature
+
+
+def test_lessons_from_other_data_keep_teacher_and_examination(places, monkeypatch):
+    """The validation images stand in for the other data set."""
+    task = stand_ins.tiny_flowers()
+    other = dataclasses.replace(task.stream(), training="validation")
+    monkeypatch.setattr("testbed.tasks.LESSONS", MappingProxyType({"elsewhere": other}))
+    moved = lessons_from(task, "elsewhere")
+    assert moved.name == "flowers-from-elsewhere"
+    assert len(moved.load().training) == stand_ins.SPLITS["validation"]
+    assert len(moved.load().validation) == stand_ins.SPLITS["validation"]
+    assert moved.load().sha256 != task.load().sha256
+    with pytest.raises(RequestError, match="--protocol labels"):
+        make_trial(moved, "labels", registry.find("adam"), 4, 0, {})
+
+
+def test_lessons_of_another_form_are_refused():
+    with pytest.raises(RequestError, match="it can have photographs"):
+        lessons_from(TASKS["digits"], "flowers")
+    with pytest.raises(RequestError, match="it can have flowers, pets"):
+        lessons_from(TASKS["pets"], "photographs")
+    assert set(LESSONS) == {"photographs", "flowers", "pets", "food", "sun", "imagenet"}
+
+
+def test_photographs_have_the_form_of_digits_and_are_none():
+    own, other = TASKS["digits"].arrays(), TASKS["digits-other"].arrays()
+    assert other.training.images.shape == own.training.images.shape
+    assert (other.training.images.min(), other.training.images.max()) == (-1, 1)
+    assert other.validation is own.validation
+    assert len({image.tobytes() for image in other.training.images}) == len(own.training.images)
