@@ -20,9 +20,10 @@ from optimizers import registry
 from optimizers.spec import OptimizerError, Spec
 from testbed import compilation, devices, records, teachers
 from testbed.errors import RequestError
+from testbed.programs import Optimizer
 from testbed.tasks import LESSONS, TASKS, lessons_from
 from testbed.tasks.task import Task, has_precision
-from testbed.trial import Optimizer, Start, Trial, run
+from testbed.trial import Start, Trial, run
 
 Value = TypeVar("Value")
 

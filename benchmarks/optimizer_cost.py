@@ -33,7 +33,6 @@ from testbed.errors import RequestError
 from testbed.models.bit import bit
 from testbed.resident import load_world
 from testbed.tasks import TASKS
-from testbed.trial import compile_programs
 from testbed.world import make_keys
 
 CYCLE = 20  # steps of a round: every optimizer renews within it all that it renews at all
@@ -176,7 +175,7 @@ def whole_steps(task: str, names: Sequence[str], rounds: int) -> dict[str, float
     world, running = load_world(TASKS[task]), {}
     for name in names:
         trial = make_trial(TASKS[task], "function_matching", registry.find(name), 1000, 0, {})
-        programs, hp = compile_programs(trial), trial.optimizer.hyperparameters
+        programs, hp = trial.compile(), trial.optimizer.hyperparameters
         traced = {key: np.float32(hp[key]) for key in programs.hyperparameters}
         running[name] = (programs, traced, programs.init(make_keys(0), traced, None))
     seconds: dict[str, list[float]] = {name: [] for name in names}

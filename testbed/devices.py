@@ -123,7 +123,7 @@ def parameters(shapes: Any, copies: int = 1) -> Any:
     if not there:
         return None
     size = copies * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
-    if size <= SHARE * _memory():
+    if size <= SHARE * memory():
         return jax.tree.map(lambda leaf: whole(), shapes)
     return jax.tree.map(lambda leaf: NamedSharding(there, _longest(leaf.shape, there.size)), shapes)
 
@@ -136,7 +136,16 @@ def _longest(shape: tuple[int, ...], devices: int) -> PartitionSpec:
     return PartitionSpec(*[None] * axis, AXIS)
 
 
-def _memory() -> float:
+def fits(program: Any) -> bool:
+    """Whether a compiled program's arguments, results and intermediates fit a device's memory."""
+    needs = program.memory_analysis()
+    if needs is None:
+        return True
+    kept = needs.argument_size_in_bytes + needs.output_size_in_bytes - needs.alias_size_in_bytes
+    return bool(kept + needs.temp_size_in_bytes <= memory())
+
+
+def memory() -> float:
     """Bytes of a device; infinity where it does not say (a CPU)."""
     stats = jax.local_devices()[0].memory_stats() or {}
     return float(stats.get("bytes_limit", np.inf))

@@ -10,7 +10,7 @@ import functools
 import hashlib
 import math
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,50 +18,19 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax.traverse_util import flatten_dict
-from jax import Array, random
 
-from testbed import (
-    compilation,
-    devices,
-    lessons,
-    provenance,
-    records,
-    resident,
-    streamed,
-    teachers,
-)
+from testbed import compilation, devices, provenance, records, teachers
 from testbed.checkpoints import Checkpoints
 from testbed.clock import Ledger
-from testbed.errors import RequestError
-from testbed.lessons import Lesson
 from testbed.models import public
+from testbed.programs import Optimizer, Programs, State, compile_programs, load_course
 from testbed.tasks.task import Task, has_precision
-from testbed.world import Course, Keys, Params, Student, World, make_keys, make_lesson
+from testbed.world import Course, Params, make_keys
 
 # A kill costs a second, or twenty times what a checkpoint does: they take 5 % of the time at most.
 CHECKPOINT_EVERY, CHECKPOINT_SHARE = 1.0, 1 / 20
 DISPATCH = 0.5  # seconds that one dispatch should take at most: how soon an interrupt is heard
-
-
-@dataclasses.dataclass(frozen=True)
-class Optimizer:
-    """What the loop must know of an optimizer.
-
-    Attributes:
-      name: as it stands in the record.
-      build: total_steps, **hyperparameters -> an optax transformation.
-      hyperparameters: all of them, defaults included.
-      sha256: of the optimizer's source.
-      eval_params: opt_state, params -> the parameters to evaluate; on the clock.
-    """
-
-    name: str
-    build: Callable[..., optax.GradientTransformation]
-    hyperparameters: Mapping[str, Any]
-    sha256: str
-    eval_params: Callable[[Any, Params], Params] | None = None
 
 
 class Start(NamedTuple):
@@ -108,19 +77,15 @@ class Trial:
             return {}
         return {"init": {"sha256": self.start.sha256, "fresh_head": self.start.fresh_head}}
 
+    def compile(self) -> Programs:
+        """All that it runs, compiled ahead."""
+        return compile_programs(
+            self.task, self.protocol, self.optimizer, self.total_steps, from_start=self.start is not None
+        )
+
     def record_path(self, out: Path) -> Path:
         """`<out>/<task>/<optimizer>/<run_id>.jsonl`."""
         return out / self.task.name / self.optimizer.name / f"{records.run_id(self.identity())}.jsonl"
-
-
-class State(NamedTuple):
-    """What a step hands to the next."""
-
-    step: Array  # [] int32: updates so far
-    params: Params
-    opt_state: Any
-    loss: Array  # []: of the last step, before its update
-    finite: Array  # [] bool: the last loss and the parameters are
 
 
 class Progress(NamedTuple):
@@ -130,193 +95,6 @@ class Progress(NamedTuple):
     total_steps: int
     train_seconds: float
     measurement: dict[str, Any]  # the latest
-
-
-def learn(
-    state: State,
-    lesson: Lesson,
-    key: Array,
-    student: Student,
-    optimizer: optax.GradientTransformationExtraArgs,
-) -> State:
-    """One step: loss, gradient, update. Knows neither protocol nor optimizer.
-
-    The optimizer receives optax's extra arguments: `value`, `grad`, `value_fn` (parameters -> loss on
-    this lesson), `logits_fn` (parameters -> student's logits) and `key`, fresh at every step.
-    """
-
-    def logits_fn(params: Params) -> Array:
-        return student(params, lesson.images)
-
-    # optax's line searches hand the other extra arguments on to value_fn, by these names.
-    def value_fn(params: Params, key: Any = None, logits_fn: Any = None) -> Array:
-        del key, logits_fn
-        return lessons.loss(lesson, student(params, lesson.images))
-
-    value, grad = jax.value_and_grad(value_fn)(state.params)
-    updates, opt_state = optimizer.update(
-        grad,
-        state.opt_state,
-        state.params,
-        value=value,
-        grad=grad,
-        value_fn=value_fn,
-        logits_fn=logits_fn,
-        key=key,
-    )
-    _require_same_tree("update returned", updates, "the parameters", state.params)
-    _require_same_tree("update returned a state", opt_state, "the one of init", state.opt_state)
-    params = optax.apply_updates(state.params, updates)
-    finite = functools.reduce(
-        jnp.logical_and, [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(params)]
-    )
-    return State(state.step + 1, params, opt_state, value, finite & jnp.isfinite(value))
-
-
-def _require_same_tree(what: str, tree: Any, other: str, like: Any) -> None:
-    """Raises RequestError naming the first path at which two trees differ in structure or shape."""
-    ours, theirs = (
-        {jax.tree_util.keystr(path): jnp.shape(leaf) for path, leaf in jax.tree.leaves_with_path(t)}
-        for t in (tree, like)
-    )
-    for path in [*theirs, *ours]:
-        if ours.get(path) != theirs.get(path):
-            raise RequestError(
-                f"{what} {ours.get(path, 'nothing')} at {path or 'the root'}, where {other} "
-                f"has {theirs.get(path, 'nothing')}; return one array for each, of its shape"
-            )
-
-
-class Programs(NamedTuple):
-    """Compiled for one task, protocol, optimizer and horizon; hyperparameters are arguments."""
-
-    init: Callable[..., State]  # keys, hyperparameters, parameters to start from or None -> state
-    advance: Callable[..., State]  # state, stop, world, keys, hyperparameters -> state
-    eval_params: Callable[[Any, Params], Params]
-    examine: Callable[[Params], dict[str, float]]
-    hyperparameters: tuple[str, ...]  # those that are arguments and not compiled in
-    params: Params  # shapes of the student's parameters
-
-
-def load_course(task: Task, protocol: str) -> Course:
-    """What a task's trials are taught from and examined on."""
-    return (streamed if task.streamed else resident).load_course(task, protocol)
-
-
-def compile_programs(trial: Trial) -> Programs:
-    """Compiles ahead all that a trial runs.
-
-    A trial that differs in seed or in floating-point hyperparameters alone gets the same programs.
-
-    Raises:
-      RequestError: the optimizer fails on the student's parameters.
-    """
-    values = trial.optimizer.hyperparameters
-    traced = tuple(sorted(name for name, value in values.items() if type(value) is float))
-    try:
-        try:
-            return _compile_programs(trial, traced)
-        except jax.errors.JAXTypeError:
-            # The optimizer branches in Python on a hyperparameter: it is compiled in.
-            return _compile_programs(trial, ())
-    except RequestError as error:
-        raise RequestError(f"optimizer {trial.optimizer.name}: {error}") from error
-    except Exception as error:
-        message = " ".join(str(error).split())
-        raise RequestError(
-            f"optimizer {trial.optimizer.name}: {type(error).__name__}: {message[:300]}; "
-            "--debug shows where"
-        ) from error
-
-
-def _compile_programs(trial: Trial, traced: tuple[str, ...]) -> Programs:
-    optimizer = trial.optimizer
-    static = tuple((k, v) for k, v in sorted(optimizer.hyperparameters.items()) if k not in traced)
-    return _programs(
-        trial.task,
-        trial.protocol,
-        optimizer.name,
-        optimizer.build,
-        optimizer.eval_params,
-        trial.total_steps,
-        static,
-        traced,
-        trial.start is not None,
-        devices.mesh(),
-    )
-
-
-@functools.lru_cache(maxsize=64)
-def _programs(
-    task: Task,
-    protocol: str,
-    name: str,
-    build: Callable[..., optax.GradientTransformation],
-    eval_params: Callable[[Any, Params], Params] | None,
-    total_steps: int,
-    static: tuple[tuple[str, Any], ...],
-    traced: tuple[str, ...],
-    from_start: bool,
-    mesh: Any,
-) -> Programs:
-    del name, mesh  # parts of the cache's key
-    course = load_course(task, protocol)
-    world, network = course.world, task.in_precision(task.student)
-
-    def student(params: Params, images: Array) -> Array:
-        return network.apply({"params": params}, images)  # type: ignore[return-value]
-
-    def make_optimizer(hp: Mapping[str, Any]) -> optax.GradientTransformationExtraArgs:
-        return optax.with_extra_args_support(build(total_steps, **dict(static), **hp))
-
-    def init(keys: Keys, hp: Mapping[str, Any], start: Params | None) -> State:
-        view = jnp.zeros((1, *world.images.shape[1:]))
-        params = network.init(keys.weights, view)["params"] if start is None else start
-        opt_state = jax.tree.map(jnp.asarray, make_optimizer(hp).init(params))
-        return State(jnp.int32(0), params, opt_state, jnp.float32(0), jnp.bool(True))
-
-    def advance(state: State, stop: Array, world: World, keys: Keys, hp: Mapping[str, Any]) -> State:
-        optimizer = make_optimizer(hp)
-
-        def step(state: State) -> State:
-            lesson = make_lesson(task, protocol, world, keys.lessons, state.step)
-            return learn(state, lesson, random.fold_in(keys.optimizer, state.step), student, optimizer)
-
-        # One body, compiled once, however many steps are asked for: where a trial stops between
-        # dispatches changes no bit of it.
-        return jax.lax.while_loop(lambda s: (s.step < stop) & s.finite, step, state)
-
-    keys, hp = make_keys(0), dict.fromkeys(traced, 0.0)
-    params = jax.eval_shape(lambda: init(keys, hp, None).params)
-    begin = _compile_init(init, keys, hp, params if from_start else None)
-    state = jax.tree.map(_placed, jax.eval_shape(init, keys, hp, None), begin.output_shardings)
-    placed = jax.tree.map(lambda leaf: leaf.sharding, state)
-    evaluated = eval_params or (lambda opt_state, params: params)
-    shapes = jax.eval_shape(evaluated, state.opt_state, state.params)
-    _require_same_tree("eval_params returned", shapes, "the parameters", state.params)
-    stepped = jax.jit(advance, donate_argnums=0, out_shardings=placed)
-    chosen = jax.jit(evaluated, out_shardings=placed.params)
-    return Programs(
-        init=begin,
-        advance=stepped.lower(state, jnp.int32(0), world, keys, hp).compile(),
-        eval_params=chosen.lower(state.opt_state, state.params).compile() if eval_params else evaluated,
-        examine=course.make_examine(student, state.params),
-        hyperparameters=traced,
-        params=params,
-    )
-
-
-def _compile_init(init: Callable[..., State], keys: Keys, hp: Mapping[str, Any], start: Params) -> Any:
-    """Decides where a state goes: parameters as `devices` says, the rest as its optimizer lets it."""
-    params = jax.eval_shape(init, keys, hp, start).params
-    whole = devices.whole()
-    # Copies: the parameters, their gradient, and an optimizer's state of about two.
-    placed: Any = (whole, devices.parameters(params, copies=4), None, whole, whole)
-    return jax.jit(init, out_shardings=State(*placed)).lower(keys, hp, start).compile()
-
-
-def _placed(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
 def measured_steps(task: Task, total_steps: int) -> list[int]:
@@ -374,7 +152,7 @@ def _run(trial: Trial, path: Path, checkpoints: Checkpoints, command: str) -> Ge
         course = load_course(task, trial.protocol)
         keys, due = make_keys(trial.seed), measured_steps(task, total)
     with ledger.on("compile_s"), compilation.counted() as cache:
-        programs = compile_programs(trial)
+        programs = trial.compile()
     with ledger.on("setup_s"):
         hp = {name: trial.optimizer.hyperparameters[name] for name in programs.hyperparameters}
         start = trial.start.params(programs.params) if trial.start else None

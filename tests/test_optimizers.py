@@ -14,7 +14,6 @@ from benchmarks.commands import make_trial
 from optimizers import recipe, registry
 from optimizers.spec import OptimizerError
 from testbed.checkpoints import Checkpoints
-from testbed.trial import compile_programs
 from tests.test_trial import finish
 
 STEPS = 30
@@ -159,7 +158,7 @@ def test_a_tiny_trial_improves(name, tiny, out):
     record = finish(trial, out)
     # Trials that differ in any float share one compilation.
     floats = [k for k, v in trial.optimizer.hyperparameters.items() if type(v) is float]
-    assert sorted(compile_programs(trial).hyperparameters) == sorted(floats)
+    assert sorted(trial.compile().hyperparameters) == sorted(floats)
     first, last = (record.measurements[i]["validation_kl"] for i in (0, -1))
     assert last < 0.9 * first
 

@@ -292,11 +292,10 @@ def test_hyperparameters_that_cannot_be_traced_are_compiled_in(tiny, tmp_path):
 
 def test_trials_of_one_shape_share_their_programs(tiny):
     one, two = (
-        loop.compile_programs(trial_of(tiny, learning_rate=rate, seed=seed))
-        for rate, seed in ((0.1, 0), (0.2, 1))
+        trial_of(tiny, learning_rate=rate, seed=seed).compile() for rate, seed in ((0.1, 0), (0.2, 1))
     )
     assert one is two
-    assert one is not loop.compile_programs(trial_of(tiny, protocol="labels"))
+    assert one is not trial_of(tiny, protocol="labels").compile()
 
 
 @pytest.mark.parametrize(

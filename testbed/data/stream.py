@@ -10,8 +10,10 @@ import functools
 import hashlib
 import io
 import json
+import multiprocessing
 import os
 import re
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -309,6 +311,33 @@ def default_workers() -> int:
     return 0 if cores <= 4 else min(cores // 2, 64)
 
 
+class _EndsWithParent:
+    """A source that ends the process that it was sent to when the one that sent it is gone.
+
+    Grain's workers would live on for ever, and keep their memory, if this one was killed.
+    """
+
+    def __init__(self, source: Any) -> None:
+        self._source = source
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, item: SupportsIndex) -> Any:
+        return self._source[item]
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            threading.Thread(target=_end_after, args=(parent,), daemon=True).start()
+
+
+def _end_after(parent: Any) -> None:
+    parent.join()
+    os._exit(1)
+
+
 def batches(source: Any, batch_size: int, *, start: int = 0, workers: int = 0) -> Iterator[Batch]:
     """Batches of a random-access source, from batch `start` on, made ahead by threads or processes.
 
@@ -323,7 +352,7 @@ def batches(source: Any, batch_size: int, *, start: int = 0, workers: int = 0) -
 
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # Grain's workers read flags, which nobody here sets
-    dataset = grain.MapDataset.source(source)[start * batch_size :].batch(batch_size)
+    dataset = grain.MapDataset.source(_EndsWithParent(source))[start * batch_size :].batch(batch_size)
     threads = 1 if workers else os.cpu_count() or 1
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 1)
     ahead = dataset.to_iter_dataset(options)
