@@ -234,9 +234,14 @@ FREE = {
 }  # fmt: skip
 
 
-def flops(jaxpr: Any) -> float:
-    """FLOPs of a program; of a branch the dearer one, of a `while` one turn (Newton's too)."""
-    return sum(_flops_of(eqn) for eqn in jaxpr.eqns)
+def flops(jaxpr: Any, *, products_only: bool = False) -> float:
+    """FLOPs of a program; of a branch the dearer one, of a `while` one turn (Newton's too).
+
+    Args:
+      jaxpr: the program.
+      products_only: count convolutions and matrix products, and nothing else.
+    """
+    return sum(_flops_of(eqn, products_only) for eqn in jaxpr.eqns)
 
 
 def step_flops() -> float:
@@ -252,7 +257,7 @@ def share_of_step(costs: Sequence[Cost]) -> str:
     return f"r50x1, a step of 512 images: {step / 1e12:.3g} TFLOP, of which an update is {shares}"
 
 
-def _flops_of(eqn: Any) -> float:
+def _flops_of(eqn: Any, products_only: bool) -> float:
     name = eqn.primitive.name
     out: Any = eqn.outvars[0].aval if eqn.outvars else None
     if name == "dot_general":
@@ -261,10 +266,10 @@ def _flops_of(eqn: Any) -> float:
     if name == "conv_general_dilated":
         kernel, where = eqn.invars[1].aval, eqn.params["dimension_numbers"].rhs_spec
         return 2.0 * out.size * kernel.size / kernel.shape[where[0]]
-    if name == "eigh":
+    if name == "eigh" and not products_only:
         *batch, n, _ = eqn.invars[0].aval.shape
         return EIGH * math.prod(batch) * n**3
-    if name == "triangular_solve":
+    if name == "triangular_solve" and not products_only:
         return float(out.size) * eqn.invars[0].aval.shape[-1]
     if name == "cond":
         platforms = eqn.params.get("branches_platforms")
@@ -273,7 +278,7 @@ def _flops_of(eqn: Any) -> float:
             for i, branch in enumerate(eqn.params["branches"])
             if not platforms or jax.default_backend() in (platforms[i] or (jax.default_backend(),))
         ]
-        costs = [flops(branch.jaxpr) for branch in chosen]
+        costs = [flops(branch.jaxpr, products_only=products_only) for branch in chosen]
         return costs[0] if platforms else max(costs)
     times = eqn.params.get("length", 1) if name == "scan" else 1
     inner = [
@@ -282,8 +287,8 @@ def _flops_of(eqn: Any) -> float:
         if hasattr(getattr(value, "jaxpr", value), "eqns")
     ]
     if inner:
-        return times * sum(flops(jaxpr) for jaxpr in inner)
-    if name in FREE or out is None:
+        return times * sum(flops(jaxpr, products_only=products_only) for jaxpr in inner)
+    if products_only or name in FREE or out is None:
         return 0.0
     # A sum over n entries is n.
     return float(getattr(eqn.invars[0].aval if name.startswith("reduce_") else out, "size", 0))

@@ -158,8 +158,10 @@ def scale_by_shampoo(
         moments = grafting.second_moments(kind, grads, state.second_moment, b2)
         lengths = grafting.direction(kind, top, moments, b2, count, eps)
 
-        of_grads = blocks.gather(jax.tree.leaves(grads), layout)
-        of_top = of_grads if b1 is None else blocks.gather(jax.tree.leaves(top), layout)
+        # Whole on every device, before each takes its share: otherwise the compiler cuts the gradients
+        # themselves in shares, which do not match, and moves them about.
+        of_grads = sharding.whole(blocks.gather(jax.tree.leaves(grads), layout))
+        of_top = of_grads if b1 is None else sharding.whole(blocks.gather(jax.tree.leaves(top), layout))
         numbers = Numbers(state.step, jnp.float32(shampoo_b2), jnp.float32(ridge))
         (directions, kept), failed = sharding.on_each(
             lambda *args: step_blocks(rule, layout.stacks, *args),

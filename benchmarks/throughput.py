@@ -1,0 +1,365 @@
+"""How fast a task trains on this machine, piece by piece, on synthetic images.
+
+    python benchmarks/throughput.py --task imagenet
+    python benchmarks/throughput.py --task flowers --opt shampoo --batch 256
+    python benchmarks/throughput.py --task flowers --data       # the pipeline from JPEG files alone
+
+Whole steps as a trial takes them (crops from the host, mixup, teacher, student, optimizer), and the
+same pieces alone: images per second, their share of the step, and of the device's peak, which is
+measured with a large matrix product in the same precision. FLOPs are those of convolutions and matrix
+products, 2 per multiply-accumulate; a student's step counts as three forward passes, as is usual. The
+weights are random: nothing needs to be downloaded.
+"""
+
+import argparse
+import dataclasses
+import io
+import itertools
+import json
+import multiprocessing
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import distribution
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import random
+from PIL import Image
+
+from benchmarks.commands import add_task_options, choose_task, natural, positive, serve
+from benchmarks.optimizer_cost import flops
+from optimizers import registry
+from testbed import compilation, devices, provenance, teachers
+from testbed.data import crops, stream
+from testbed.errors import RequestError
+from testbed.lessons import Lesson
+from testbed.programs import State, compile_init, learn, make_functions
+from testbed.tasks.task import Task
+from testbed.world import World, make_keys, make_lesson, teach_all
+
+
+def main() -> None:
+    """Measures and prints."""
+    args = parser().parse_args()
+    task, steps, _ = choose_task(args)
+    if not task.streamed:
+        raise RequestError(f"--task {task.name}: it has no stream; benchmarks/overhead.py measures it")
+    compilation.enable_cache()
+    if args.data:
+        measure_data(task, args.images, args.workers, args.rounds)
+        return
+    if args.batch:
+        task = dataclasses.replace(task, batch_size=args.batch)
+        devices.require_divisible(task.batch_size)
+    measured = Measured(task, args.opt, steps)
+    rows = measured.rows(args.rounds)
+    print_rows(task, rows, measured)
+    if args.out:
+        args.out.mkdir(parents=True, exist_ok=True)
+        result = {
+            "task": task.name,
+            "optimizer": args.opt,
+            "batch_size": task.batch_size,
+            "precision": task.precision,
+            "peak_tflops": measured.peak / 1e12,
+            "memory_bytes": measured.memory(),
+            "rows": [row._asdict() for row in rows],
+            "device": provenance.device(),
+            "versions": provenance.versions(),
+            "date": time.strftime("%Y-%m-%d"),
+        }
+        (args.out / f"throughput-{task.name}.json").write_text(json.dumps(result, indent=2) + "\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    p.add_argument("--opt", default="adam", metavar="NAME", help="default: %(default)s")
+    p.add_argument("--batch", type=positive, metavar="N", help="images a step; default: the task's")
+    p.add_argument("--rounds", type=positive, default=10, metavar="N", help="default: %(default)s")
+    p.add_argument("--data", action="store_true", help="measure the pipeline from JPEG files instead")
+    p.add_argument(
+        "--images", type=positive, default=2000, metavar="N", help="with --data; default: %(default)s"
+    )
+    p.add_argument("--workers", type=natural, default=2, metavar="N", help="with --data; default: 2")
+    p.add_argument("--out", type=Path, metavar="DIR", help="for the figures as JSON")
+    p.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    add_task_options(p)
+    p.set_defaults(task="imagenet")
+    return p
+
+
+# Steps
+
+
+class Row(NamedTuple):
+    """A piece of a step."""
+
+    name: str
+    seconds: float  # median
+    flops: float
+
+
+class Measured:
+    """The pieces of a task's step, compiled."""
+
+    def __init__(self, task: Task, opt: str, total_steps: int) -> None:
+        self.task = task
+        spec = registry.find(opt)
+        network = task.in_precision(task.student)
+
+        def make_optimizer(hp: Any) -> optax.GradientTransformationExtraArgs:
+            return optax.with_extra_args_support(spec.build(total_steps, **hp))
+
+        functions = make_functions(task, "function_matching", network, make_optimizer)
+        keys = make_keys(0)
+        self.world = synthetic_world(task)
+        image_shape = task.stream().image_shape
+
+        def init(keys: Any, hp: Any, start: Any) -> State:
+            return functions.init(image_shape, keys, hp, start)
+
+        state = compile_init(init, keys, {}, None)(keys, {}, None)
+        views = self.world.images.astype(jnp.float32) / 127.5 - 1
+        logits = jax.jit(lambda p, x: teach_all(task, p, x))(self.world.teachers, views)
+        lesson = Lesson(views, logits, jnp.float32(task.temperature))
+        grads = jax.tree.map(jnp.ones_like, state.params)
+        sgd = optax.with_extra_args_support(optax.sgd(1e-3))
+
+        def whole(state: State, world: World) -> State:
+            lesson = make_lesson(task, "function_matching", world, keys.lessons, state.step)
+            return learn(state, lesson, keys.optimizer, functions.student, make_optimizer({}))
+
+        def student(params: Any, lesson: Lesson) -> Any:
+            # SGD's update is next to nothing; without one, XLA would drop the gradient.
+            start = State(jnp.int32(0), params, sgd.init(params), jnp.float32(0), jnp.bool(True))
+            return learn(start, lesson, keys.optimizer, functions.student, sgd).params
+
+        def optimizer(grads: Any, state: State) -> Any:
+            return make_optimizer({}).update(grads, state.opt_state, state.params, key=keys.optimizer)
+
+        def teacher(params: Any, views: Any) -> Any:
+            return teach_all(task, params, views)
+
+        def forward(params: Any, views: Any) -> Any:
+            return functions.student(params, views)
+
+        def of_teachers() -> float:
+            return matrix_flops(teacher, self.world.teachers, views)
+
+        student_flops = 3 * matrix_flops(forward, state.params, views)
+        self.state = state
+        self.pieces: dict[str, tuple[Callable[..., Any], tuple[Any, ...], float]] = {
+            "whole step": (whole, (state, self.world), of_teachers() + student_flops),
+            "teacher": (teacher, (self.world.teachers, views), of_teachers()),
+            "student": (student, (state.params, lesson), student_flops),
+        }
+        if opt not in ("sam", "lbfgs", "sgd_line_search", "sophia"):  # they ask for more gradients
+            cost = matrix_flops(optimizer, grads, state)
+            self.pieces["optimizer"] = (optimizer, (grads, state), cost)
+        self.programs = {
+            name: jax.jit(f).lower(*arguments).compile()
+            for name, (f, arguments, _) in self.pieces.items()
+        }
+        self.peak = matrix_peak(jnp.dtype(task.precision)) * jax.device_count()
+
+    def rows(self, rounds: int) -> list[Row]:
+        """All pieces, timed in turn."""
+        seconds: dict[str, list[float]] = {name: [] for name in self.programs}
+        for number in range(rounds + 1):
+            for name, program in self.programs.items():
+                begun = time.perf_counter()
+                jax.block_until_ready(program(*self.pieces[name][1]))
+                if number:  # the first round warms up
+                    seconds[name].append(time.perf_counter() - begun)
+        found = [Row(n, statistics.median(s), self.pieces[n][2]) for n, s in seconds.items()]
+        host = np.asarray(self.world.images)
+        local = host[devices.rows(self.task.batch_size)]
+        sent = []
+        for _ in range(rounds):
+            begun = time.perf_counter()
+            jax.block_until_ready(devices.put(local, devices.split()))
+            sent.append(time.perf_counter() - begun)
+        return [*found, Row("images to the device", statistics.median(sent), 0.0)]
+
+    def memory(self) -> float | None:
+        """Peak bytes of a device: as the allocator saw it, or else as the compiler plans the step."""
+        stats = jax.local_devices()[0].memory_stats() or {}
+        if "peak_bytes_in_use" in stats:
+            return float(stats["peak_bytes_in_use"])
+        plan = self.programs["whole step"].memory_analysis()
+        if plan is None:
+            return None
+        return float(plan.argument_size_in_bytes + plan.output_size_in_bytes + plan.temp_size_in_bytes)
+
+
+def synthetic_world(task: Task) -> World:
+    """A step's images, of noise, and teachers with random weights."""
+    entries = [teachers.TEACHERS[name] for name in task.teachers]
+    params = []
+    for i, entry in enumerate(entries):
+        images = jnp.zeros((1, *entry.image_shape))
+        shapes = teachers.shapes(entry.network, entry.image_shape)
+        init = jax.jit(
+            lambda key, images, network=entry.network: network.init(key, images)["params"],
+            out_shardings=devices.parameters(shapes),
+        )
+        params.append(init(random.key(i), images))
+    rng = np.random.default_rng(0)
+    rows = len(devices.rows(task.batch_size))
+    pixels = rng.integers(0, 256, (rows, *task.stream().image_shape), np.uint8)
+    labels = np.zeros(rows, np.int32)
+    split = devices.split()
+    return World(devices.put(pixels, split), devices.put(labels, split), tuple(params))
+
+
+def matrix_flops(f: Callable[..., Any], *arguments: Any) -> float:
+    """FLOPs of a function's convolutions and matrix products."""
+    return flops(jax.make_jaxpr(f)(*arguments).jaxpr, products_only=True)
+
+
+def matrix_peak(dtype: Any) -> float:
+    """FLOPs per second of one device, in the best of several large matrix products."""
+    n = 2048 if jax.default_backend() == "cpu" else 8192
+    a, b = (random.normal(random.key(i), (n, n)).astype(dtype) for i in range(2))
+    product = jax.jit(jnp.matmul).lower(a, b).compile()
+    seconds = []
+    for _ in range(20):
+        begun = time.perf_counter()
+        jax.block_until_ready(product(a, b))
+        seconds.append(time.perf_counter() - begun)
+    return 2 * n**3 / min(seconds)
+
+
+def print_rows(task: Task, rows: Sequence[Row], measured: Measured) -> None:
+    """The table."""
+    step = rows[0].seconds
+    print(
+        f"{task.name}, batch {task.batch_size}, {task.precision}: {task.batch_size / step:,.0f} "
+        f"images/s; peak of matrix products: {measured.peak / 1e12:.3g} TFLOP/s"
+    )
+    print("| piece | ms | share of the step | TFLOP | share of peak |\n|---|---|---|---|---|")
+    for row in rows:
+        speed = row.flops / row.seconds / measured.peak
+        share = f"{speed:.1%}" if row.flops else ""
+        work = f"{row.flops / 1e12:.3g}" if row.flops else ""
+        print(f"| {row.name} | {1e3 * row.seconds:.1f} | {row.seconds / step:.1%} | {work} | {share} |")
+    memory = measured.memory()
+    print(f"peak memory of a device: {memory / 2**30:.2f} GiB" if memory else "peak memory: not told")
+    where = provenance.device()
+    print(f"{where['count']} x {where['kind']}, {where['processor']}; {provenance.versions()}")
+
+
+# Data
+
+
+class Files:
+    """JPEG files as records, read anew each time."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._paths = paths
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"image": self._paths[index].read_bytes(), "label": 0}
+
+
+def write_files(folder: Path, count: int) -> list[Path]:
+    """Windows of scikit-learn's sample photographs, of 500 x 375 pixels as ImageNet's are on average."""
+    photographs = []
+    for name in ("china.jpg", "flower.jpg"):
+        path = distribution("scikit-learn").locate_file(f"sklearn/datasets/images/{name}")
+        with Image.open(str(path)) as image:
+            photographs.append(np.asarray(image.convert("RGB")))
+    rng, paths = np.random.default_rng(0), []
+    for i in range(count):
+        photograph = photographs[i % 2]
+        top, left = (
+            rng.integers(0, length - side)
+            for length, side in zip(photograph.shape, (375, 500), strict=False)
+        )
+        content = io.BytesIO()
+        Image.fromarray(photograph[top : top + 375, left : left + 500]).save(content, "JPEG", quality=90)
+        paths.append(folder / f"{i}.jpg")
+        paths[-1].write_bytes(content.getvalue())
+    return paths
+
+
+def bare_loop(paths: Sequence[Path], size: int, seed: int) -> int:
+    """What any pipeline must do: read, decode, crop. Nothing is batched, shuffled or sent.
+
+    It keeps its memory as the pipeline does; without that it is a third slower.
+    """
+    stream.keep_freed_memory()
+    rng = np.random.default_rng(seed)
+    for path in paths:
+        with Image.open(io.BytesIO(path.read_bytes())) as image:
+            crops.inception_crop(rng, np.asarray(image.convert("RGB")), size)
+    return len(paths)
+
+
+def measure_data(task: Task, images: int, workers: int, rounds: int) -> None:
+    """The pipeline against the bare loop, in turn, over the same files with as many workers."""
+    size, batch = task.stream().size, 128
+    images = max(2 * batch, images // batch * batch)
+    speeds: dict[str, list[float]] = {"pipeline": [], "bare loop": []}
+    with tempfile.TemporaryDirectory() as folder:
+        paths = write_files(Path(folder), min(images, 512))
+        encoded = stream.Encoded(Files(paths), "synthetic")
+        for _ in range(rounds):
+            speeds["bare loop"].append(time_bare(paths, size, images, workers))
+            speeds["pipeline"].append(time_pipeline(encoded, size, images, batch, workers))
+    cores = workers or os.cpu_count() or 1
+    ratios = sorted(p / b for p, b in zip(speeds["pipeline"], speeds["bare loop"], strict=True))
+    for name, values in speeds.items():
+        median = statistics.median(values)
+        print(f"{name}: {median:.0f} images/s, {median / cores:.0f} per worker")
+    print(
+        f"{task.name}, {size} pixels, {workers or f'no worker processes, {cores} threads'}"
+        f"{' worker processes' if workers else ''}: ratio {statistics.median(ratios):.3f} "
+        f"(median of {rounds} pairs, from {ratios[0]:.3f} to {ratios[-1]:.3f})"
+    )
+
+
+def time_bare(paths: Sequence[Path], size: int, images: int, workers: int) -> float:
+    """Images per second of the bare loop, in processes, or in threads where there are none."""
+    count = workers or os.cpu_count() or 1
+    endless = list(itertools.islice(itertools.cycle(paths), images))
+    parts = [(endless[i::count], size, i) for i in range(count)]
+    if not workers:
+        with ThreadPoolExecutor(count) as pool:
+            begun = time.perf_counter()
+            list(pool.map(lambda part: bare_loop(*part), parts))
+            return images / (time.perf_counter() - begun)
+    with multiprocessing.get_context("spawn").Pool(count) as pool:
+        pool.starmap(bare_loop, [(part[0][:8], size, 0) for part in parts])  # started and imported
+        begun = time.perf_counter()
+        pool.starmap(bare_loop, parts, chunksize=1)
+        return images / (time.perf_counter() - begun)
+
+
+def time_pipeline(encoded: stream.Encoded, size: int, images: int, batch: int, workers: int) -> float:
+    """Images per second that come out of `stream.batches`, once it runs evenly."""
+    source = stream.TrainingCrops(encoded, 0, batch, np.arange(batch), size, second=False)
+    batches = stream.batches(source, batch, workers=workers)
+    ahead = 4 * max(1, workers) + (os.cpu_count() or 1)
+    for _ in range(ahead):  # what was made ahead while workers started is not to count
+        next(batches)
+    begun = time.perf_counter()
+    for _ in range(images // batch):
+        next(batches)
+    return images / (time.perf_counter() - begun)
+
+
+if __name__ == "__main__":
+    serve(main)
