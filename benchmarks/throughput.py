@@ -319,6 +319,15 @@ def measure_data(task: Task, images: int, workers: int, rounds: int) -> None:
         for _ in range(rounds):
             speeds["bare loop"].append(time_bare(paths, size, images, workers))
             speeds["pipeline"].append(time_pipeline(encoded, size, images, batch, workers))
+        with Image.open(paths[0]) as image:
+            decoded = np.asarray(image.convert("RGB"))
+    rng = np.random.default_rng(0)
+    begun = time.perf_counter()
+    for _ in range(1000):
+        crops.inception_crop(rng, decoded, size)
+    print(
+        f"crops alone, of decoded images: {1000 / (time.perf_counter() - begun):.0f} images/s per core"
+    )
     cores = workers or os.cpu_count() or 1
     ratios = sorted(p / b for p, b in zip(speeds["pipeline"], speeds["bare loop"], strict=True))
     for name, values in speeds.items():

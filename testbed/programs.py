@@ -111,6 +111,7 @@ class Programs(NamedTuple):
     examine: Callable[[Params], dict[str, float]]
     hyperparameters: tuple[str, ...]  # those that are arguments and not compiled in
     params: Params  # shapes of the student's parameters
+    checkpointed: bool = False  # whether its activations would not fit and are computed twice
 
 
 def load_course(task: Task, protocol: str) -> Course:
@@ -194,7 +195,7 @@ def _programs(
 
     programs = compile_with(network)
     if not devices.fits(programs.advance) and "checkpoint" in fields_of(network):
-        return compile_with(network.clone(checkpoint=True))
+        return compile_with(network.clone(checkpoint=True))._replace(checkpointed=True)
     return programs
 
 
@@ -274,12 +275,28 @@ def _compile(
 
 
 def compile_init(init: Callable[..., State], keys: Keys, hp: Mapping[str, Any], start: Params) -> Any:
-    """Decides where a state goes: parameters as `devices` says, the rest as its optimizer lets it."""
-    params = jax.eval_shape(init, keys, hp, start).params
-    whole = devices.whole()
+    """Decides where a state goes.
+
+    Parameters go where `devices` says, and so does what an optimizer keeps in their likeness, such as
+    averages of gradients; the rest goes where the optimizer lets it.
+    """
+    state = jax.eval_shape(init, keys, hp, start)
     # Copies: the parameters, their gradient, and an optimizer's state of about two.
-    placed: Any = (whole, devices.parameters(params, copies=4), None, whole, whole)
-    return jax.jit(init, out_shardings=State(*placed)).lower(keys, hp, start).compile()
+    placed = devices.parameters(state.params, copies=4)
+    whole = devices.whole()
+    tree: Any = jax.tree.structure(state.params)
+    shapes = [leaf.shape for leaf in jax.tree.leaves(state.params)]
+
+    def is_alike(part: Any) -> bool:
+        return (
+            tree == jax.tree.structure(part) and [leaf.shape for leaf in jax.tree.leaves(part)] == shapes
+        )
+
+    of_optimizer = jax.tree.map(
+        lambda part: placed if is_alike(part) else None, state.opt_state, is_leaf=is_alike
+    )
+    shardings: Any = (whole, placed, of_optimizer, whole, whole)
+    return jax.jit(init, out_shardings=State(*shardings)).lower(keys, hp, start).compile()
 
 
 def _placed(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:

@@ -1,0 +1,114 @@
+"""Prepares what a task needs from elsewhere: does what can be done here, and prints the rest.
+
+    python benchmarks/prepare.py --task flowers --fetch
+
+Looks for the data set and the teachers' checkpoints (`--fetch` gets those that are missing), reads one
+image, loads every weight, and computes what trials would otherwise compute when they start: decoded
+images, central views, the teachers' logits on them. What is missing is told with the command or the
+address that it comes from; exit status 2.
+"""
+
+import argparse
+import dataclasses
+import shutil
+import urllib.error
+import urllib.request
+
+from tqdm import tqdm
+
+from benchmarks.commands import choose, choose_precision, serve
+from testbed import compilation, devices, places, teachers
+from testbed.errors import RequestError
+from testbed.resident import load_exam
+from testbed.streamed import load_course
+from testbed.tasks import TASKS
+from testbed.tasks.task import Task
+
+
+def main() -> None:
+    """Checks, prepares, tells."""
+    p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    p.add_argument("--task", required=True, metavar="NAME", help="as in run.py")
+    p.add_argument("--fetch", action="store_true", help="get missing checkpoints from their addresses")
+    p.add_argument("--check", action="store_true", help="only look what is there")
+    p.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    args = p.parse_args()
+    task = choose("--task", args.task, TASKS)
+    if args.fetch:
+        for name in task.teachers:
+            fetch(name)
+    missing = [text for text in (check_data(task), *map(check_teacher, task.teachers)) if text]
+    if missing:
+        for text in missing:
+            print(f"missing: {text}")
+        raise RequestError(f"--task {task.name}: {len(missing)} of its parts are not there, see above")
+    if args.check:
+        return
+    compilation.enable_cache()
+    devices.use()
+    task = dataclasses.replace(task, precision=choose_precision("auto", task))
+    if task.streamed:
+        load_course(task, "fixed_teacher")  # which needs all that any protocol needs
+    else:
+        load_exam(task, "function_matching")
+    print(f"{task.name} is ready: python benchmarks/run.py --task {task.name} --opt adam")
+
+
+def fetch(name: str) -> None:
+    """Gets a public teacher's checkpoint, whole or not at all, unless it is there.
+
+    Raises:
+      RequestError: it cannot be fetched, or not be written.
+    """
+    source, folder = teachers.TEACHERS[name].public, places.checkpoints()
+    if source is None or (folder / source.file).exists():
+        return
+    temporary = folder / f"{source.file}.part"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # The addresses are those of teachers/__init__.py.
+        with urllib.request.urlopen(source.address, timeout=60) as answer, temporary.open("wb") as file:  # noqa: S310
+            size = int(answer.headers.get("Content-Length") or 0)
+            with tqdm.wrapattr(answer, "read", total=size, desc=source.file, disable=None) as reader:
+                shutil.copyfileobj(reader, file)
+        temporary.replace(folder / source.file)
+    except (OSError, urllib.error.URLError) as error:
+        raise RequestError(
+            f"--fetch {source.address}: {error}; try again, or fetch it by hand"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def check_data(task: Task) -> str:
+    """Reads the data set's first image; what is missing, or nothing."""
+    if not task.streamed:
+        task.arrays()
+        print(f"data of {task.name}: bundled")
+        return ""
+    try:
+        opened = task.stream()()
+    except RequestError as error:
+        return str(error)
+    sizes = ", ".join(
+        f"{len(part):,} for {name}"
+        for name, part in zip(("training", "validation", "test"), opened[:3], strict=True)
+    )
+    image, label = opened.training[0]
+    print(f"data set {opened.training.name}, in {places.data_sets()}: {sizes} images")
+    print(f"  the first has {image.shape[1]} x {image.shape[0]} pixels and label {label}")
+    return ""
+
+
+def check_teacher(name: str) -> str:
+    """Loads a teacher; what is missing, or nothing."""
+    try:
+        teacher = teachers.load(name)
+    except RequestError as error:
+        return str(error)
+    print(f"teacher {name}: {teacher.card['parameters']:,} parameters, SHA-256 {teacher.sha256}")
+    return ""
+
+
+if __name__ == "__main__":
+    serve(main)

@@ -1,0 +1,110 @@
+"""Many devices, in processes of their own: what is divided, what is moved, what fits."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+DIVIDED = """
+import dataclasses, sys
+from pathlib import Path
+import jax, numpy as np
+from benchmarks.commands import make_trial
+from optimizers import registry
+from testbed import devices, programs, records, resident, world
+from testbed.tasks import TASKS
+from testbed.trial import run
+
+task = dataclasses.replace(TASKS["digits-resnet"], batch_size=64, views_per_image=1, measure_every=5)
+trial = make_trial(task, "function_matching", registry.find("adam"), 20, 0, {"learning_rate": 1e-3})
+
+def curve(name):
+    for _ in run(trial, Path(sys.argv[1]) / name):
+        pass
+    record = records.read(trial.record_path(Path(sys.argv[1]) / name))
+    assert record.end["status"] == "finished", record.end
+    return [[m["train_loss"], m["test_kl"], m["test_accuracy"]] for m in record.measurements]
+
+def kept(tree):
+    return sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(tree))
+
+def sizes():
+    floats = {n: v for n, v in trial.optimizer.hyperparameters.items() if type(v) is float}
+    state = trial.compile().init(world.make_keys(0), floats, None)
+    return kept(state.params), kept(resident.load_world(task).teachers), kept(state.opt_state)
+
+devices.use()
+whole = curve("whole"), sizes(), trial.compile().checkpointed
+for cached in (programs._programs, resident._load_world, resident._load_exam, world.load_teachers):
+    cached.cache_clear()
+devices.memory = lambda: 1.0  # nothing fits
+divided = curve("divided"), sizes(), trial.compile().checkpointed
+np.testing.assert_allclose(whole[0], divided[0], rtol=1e-4)
+for one, other in zip(whole[1], divided[1]):
+    assert other < one / 6, (one, other)
+assert whole[2:] == (False,), whole[2:]
+assert divided[2:] == (True,), divided[2:]
+"""
+
+COLLECTIVES = """
+import argparse, math
+from unittest import mock
+from benchmarks.results import scaling
+from testbed.tasks import TASKS
+from tests import stand_ins
+
+args = argparse.Namespace(task="flowers", opt="OPT", devices=8, precision="float32", divide=False)
+with (
+    mock.patch("testbed.tasks.TASKS", {**TASKS, "flowers": stand_ins.tiny_flowers()}),
+    mock.patch("testbed.teachers.TEACHERS", stand_ins.tiny_teachers()),
+):
+    found = scaling.collectives(scaling.compile_step(args))
+    from testbed import teachers
+    import jax
+    shapes = jax.tree.leaves(teachers.shapes(stand_ins.TINY, (128, 128, 3)))
+print(found)
+gradient = 4 * sum(leaf.size for leaf in shapes)
+# The gradient, the loss, and of Shampoo the number of roots that failed.
+assert sum(map(sum, found["all-reduce"])) in (gradient + 4, gradient + 8)
+assert max(map(sum, found["all-reduce"])) > 0.99 * gradient, "more than one"
+assert found["collective-permute"] == [[4 * 128 * 128 * 3]], "mixup's neighbour"
+"""
+ADAM = """
+assert set(found) == {"all-reduce", "collective-permute"}
+"""
+SHAMPOO = """
+assert set(found) == {"all-reduce", "collective-permute", "all-gather"}
+from optimizers import blocks
+layout = blocks.cut([leaf.shape for leaf in shapes], 128, 4096, 8192)
+assert len(found["all-gather"]) <= len(layout.stacks)
+padded = sum(4 * (s.size + -s.size % 8) * math.prod(s.shape) for s in layout.stacks)
+assert sum(map(sum, found["all-gather"])) <= padded, "more than the directions"
+"""
+
+
+def child(script: str, *arguments: object) -> str:
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", script, *map(str, arguments)],
+        env=os.environ | flags,
+        cwd=ROOT,
+        timeout=300,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_divided_parameters_follow_the_same_curve_and_take_an_eighth(tmp_path):
+    """Student, its optimizer's state and the teacher; the student's units are checkpointed as well."""
+    child(DIVIDED, tmp_path)
+
+
+@pytest.mark.parametrize(("opt", "then"), [("adam", ADAM), ("shampoo", SHAMPOO)])
+def test_a_step_reduces_one_gradient_and_moves_nothing_unexpected(opt, then):
+    child(COLLECTIVES.replace("OPT", opt) + then)
