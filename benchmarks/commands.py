@@ -153,15 +153,16 @@ def choose_precision(name: str, task: Task) -> str:
     return "bfloat16" if able and jax.default_backend() != "cpu" else "float32"
 
 
-def add_task_options(p: argparse.ArgumentParser) -> None:
+def add_task_options(p: argparse.ArgumentParser, *, protocol: bool = True) -> None:
     """The options that say what is learned, and where."""
     p.add_argument("--task", default="digits", metavar="NAME", help="default: %(default)s")
-    p.add_argument(
-        "--protocol",
-        default="function_matching",
-        metavar="NAME",
-        help="how a batch becomes a lesson; default: %(default)s",
-    )
+    if protocol:
+        p.add_argument(
+            "--protocol",
+            default="function_matching",
+            metavar="NAME",
+            help="how a batch becomes a lesson; default: %(default)s",
+        )
     length = p.add_mutually_exclusive_group()
     length.add_argument(
         "--horizon", metavar="NAME", help="such as short, medium, long; default: the task's first"

@@ -45,7 +45,7 @@ def main() -> None:
     seconds = [launch(args.opt) for _ in range(2)][1]
     print(f"run.py --opt {args.opt}: first measurement {seconds:.1f} s after launch")
     for name in args.task or ["digits", "digits-resnet"]:
-        task = choose("--task", name, TASKS)
+        task = choose("--task", name, {n: t for n, t in TASKS.items() if not t.streamed})
         steps = args.steps or next(iter(task.horizons.values()))
         trial = make_trial(task, "function_matching", registry.find(args.opt), steps, 0, {})
         compare(trial, args.rounds)

@@ -13,9 +13,8 @@ import pandas as pd
 
 from analysis import comparison, figures, frames
 from analysis.comparison import Estimate
-from benchmarks.commands import choose, make_trial, positive, run_all, serve
+from benchmarks.commands import add_task_options, choose_task, make_trial, positive, run_all, serve
 from optimizers import registry
-from testbed.tasks import TASKS
 
 RISE = 1.05  # the lowest of a hundred noisy measurements lies a little below the last by chance
 
@@ -24,19 +23,18 @@ def main() -> None:
     """Runs the study."""
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     p.add_argument("study", choices=["consistency"], help="the claim")
-    p.add_argument("--task", default="digits", metavar="NAME", help="default: %(default)s")
     p.add_argument("--opt", default="adam", metavar="NAME", help="optimizer; default: %(default)s")
-    p.add_argument("--horizon", default="medium", metavar="NAME", help="default: %(default)s")
     p.add_argument("--seeds", type=positive, default=5, metavar="N", help="default: %(default)s")
     p.add_argument("--out", type=Path, default=Path("runs/consistency"), metavar="DIR", help="records")
     p.add_argument("--report", type=Path, default=Path("report"), metavar="DIR", help="figure and table")
     p.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    add_task_options(p, protocol=False)
+    p.set_defaults(horizon="medium")
     args = p.parse_args()
-    task = choose("--task", args.task, TASKS)
-    steps = choose("--horizon", args.horizon, task.horizons)
+    task, steps, published = choose_task(args)
     spec = registry.find(args.opt)
     trials = [
-        make_trial(task, protocol, spec, steps, seed, {})
+        make_trial(task, protocol, spec, steps, seed, published.get(spec.name, {}))
         for protocol in ("fixed_teacher", "function_matching")
         for seed in range(args.seeds)
     ]

@@ -92,7 +92,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--workers", type=natural, default=2, metavar="N", help="with --data; default: 2")
     p.add_argument("--out", type=Path, metavar="DIR", help="for the figures as JSON")
     p.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    add_task_options(p)
+    add_task_options(p, protocol=False)
     p.set_defaults(task="imagenet")
     return p
 

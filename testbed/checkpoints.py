@@ -1,9 +1,9 @@
 """Checkpoints: kill anywhere, resume exactly.
 
-By Orbax, in a folder of one trial: written in the background, complete or not there, each host its own
-part of divided arrays (on several hosts, the folder must be one that all of them see). Leaves are named
-by number; their tree, shapes and placement come from the state that the trial starts with, so that
-nothing is ever unpickled.
+By Orbax, in a folder of one trial: complete or not there, written while accelerators go on, each host
+its own part of divided arrays (on several hosts, the folder must be one that all of them see). Leaves
+are named by number; their tree, shapes and placement come from the state that the trial starts with,
+so that nothing is ever unpickled.
 """
 
 import logging
@@ -31,15 +31,15 @@ class Checkpoints:
 
         manager = self._open()
         manager.wait_until_finished()
-        arrays = _named(state)
-        if jax.default_backend() == "cpu":
-            # What is on a host is read where it is, and the next step overwrites it.
-            arrays = _copy(arrays)
         described = {**meta, "leaves": _describe(state)}
         items = ocp.args.Composite(
-            state=ocp.args.StandardSave(arrays), meta=ocp.args.JsonSave(described)
+            state=ocp.args.StandardSave(_named(state)), meta=ocp.args.JsonSave(described)
         )
         manager.save(self._number(), args=items)
+        if jax.default_backend() == "cpu":
+            # Where hosts compute, writing in the background would slow what is on the clock; and the
+            # arrays are read where they are, and the next step overwrites them.
+            manager.wait_until_finished()
 
     def restore(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
         """The newest state and meta; None where there is no checkpoint that fits `like`.
@@ -96,11 +96,6 @@ class Checkpoints:
         """Numbers count checkpoints, not steps: a resumed trial may stand where it was."""
         latest = self._open().latest_step()
         return 0 if latest is None else latest + 1
-
-
-@jax.jit
-def _copy(arrays: dict[str, Any]) -> dict[str, Any]:
-    return jax.tree.map(jnp.copy, arrays)
 
 
 def _named(state: Any) -> dict[str, Any]:

@@ -1,19 +1,25 @@
 """The commands, as a user meets them."""
 
+import functools
+import http.server
+import json
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
+import jax
 import pytest
 
 from analysis import comparison
-from benchmarks import commands, make_teacher, overhead, run, study, sweep
+from benchmarks import commands, make_teacher, overhead, prepare, run, study, sweep, throughput
 from optimizers import registry
 from testbed import records, resident, teachers
 from testbed.tasks import TASKS
+from tests import stand_ins
 
 ROOT = Path(__file__).parents[1]
 
@@ -26,7 +32,7 @@ def tiny_task(tiny, monkeypatch):
 
     horizons = MappingProxyType({"short": 20, "medium": 80})
     task = dataclasses.replace(tiny, horizons=horizons)
-    for module in (commands, run, study):
+    for module in (commands, run):
         monkeypatch.setattr(module, "TASKS", {**TASKS, "tiny": task})
 
 
@@ -234,3 +240,102 @@ def test_interrupted_by_sigint_a_command_exits_130_and_resumes(tmp_path):
 
 def test_worlds_are_loaded_once():
     assert resident.load_world(TASKS["digits"]) is resident.load_world(TASKS["digits"])
+
+
+def test_lessons_from_photographs_teach_digits(command, tiny_task, tmp_path):
+    words = ["--task", "tiny", "--opt", "adam", "--lessons-from", "photographs"]
+    assert command(run, *words)[0] == 0
+    (record,) = records.read_folder(tmp_path / "runs")
+    assert record.header["task"] == "tiny-from-photographs"
+    first, last = record.measurements[0], record.measurements[-1]
+    assert last["test_kl"] < first["test_kl"]
+    status, _, stderr = command(run, *words, "--protocol", "labels")
+    assert status == 2
+    assert "whose labels are not the task's" in stderr
+
+
+def test_prepare_tells_what_is_missing_and_exits_2(command, monkeypatch, tmp_path):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.setenv("FUNMATCH_CHECKPOINTS", str(tmp_path / "checkpoints"))
+    teachers.load.cache_clear()
+    status, stdout, stderr = command(prepare, "--task", "imagenet-ensemble")
+    assert status == 2
+    assert stderr == "prepare.py: --task imagenet-ensemble: 3 of its parts are not there, see above\n"
+    for part in (
+        "tfds build imagenet2012 --file_format=array_record",
+        "R152x2_T_224.npz",
+        "R152x2_T_384.npz",
+    ):
+        assert part in stdout
+    assert command(prepare, "--task", "digits")[0] == 0
+
+
+@pytest.fixture
+def release(monkeypatch, tmp_path):
+    """A public address of the flowers' teacher, on this machine."""
+    (tmp_path / "release").mkdir()
+    stand_ins.write_teacher(tmp_path / "release")
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path / "release")
+    monkeypatch.setattr(handler.func, "log_message", lambda *_: None)
+    tiny = stand_ins.tiny_teachers()
+    with http.server.ThreadingHTTPServer(("localhost", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        entry = tiny["R152x2-flowers"]
+        address = f"http://localhost:{server.server_port}/{entry.public.file}"
+        entry = entry._replace(public=entry.public._replace(address=address))
+        monkeypatch.setattr(teachers, "TEACHERS", {**tiny, "R152x2-flowers": entry})
+        monkeypatch.setenv("FUNMATCH_CHECKPOINTS", str(tmp_path / "checkpoints"))
+        monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "data"))
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        teachers.load.cache_clear()
+        yield tmp_path / "release"
+        server.shutdown()
+
+
+def test_prepare_fetches_checkpoints_whole_or_not_at_all(command, release, tmp_path):
+    status, stdout, _ = command(prepare, "--task", "flowers", "--fetch")
+    assert status == 2
+    assert "teacher R152x2-flowers: 15,150 parameters" in stdout
+    assert "missing: data set oxford_flowers102" in stdout
+    (name,) = [path.name for path in (tmp_path / "checkpoints").iterdir()]
+    assert (tmp_path / "checkpoints" / name).read_bytes() == (release / name).read_bytes()
+    (tmp_path / "checkpoints" / name).unlink()
+    (release / name).unlink()
+    status, _, stderr = command(prepare, "--task", "flowers", "--fetch")
+    assert status == 2
+    assert "HTTP Error 404" in stderr
+    assert not list((tmp_path / "checkpoints").iterdir())
+
+
+def test_throughput_measures_every_piece_of_a_step(command, monkeypatch, tmp_path):
+    tasks = {**TASKS, "flowers": stand_ins.tiny_flowers()}
+    monkeypatch.setattr(commands, "TASKS", tasks)
+    monkeypatch.setattr(teachers, "TEACHERS", stand_ins.tiny_teachers())
+    status, stdout, _ = command(
+        throughput, "--task", "flowers", "--rounds", "1", "--out", tmp_path / "out"
+    )
+    assert status == 0
+    (path,) = (tmp_path / "out").iterdir()
+    rows = {row["name"]: row for row in json.loads(path.read_text())["rows"]}
+    assert list(rows) == ["whole step", "teacher", "student", "optimizer", "images to the device"]
+    assert rows["whole step"]["flops"] == rows["teacher"]["flops"] + rows["student"]["flops"]
+    # Student and teacher are the same network: three passes, with backward, against one.
+    assert rows["student"]["flops"] == 3 * rows["teacher"]["flops"]
+    for name in rows:
+        assert f"| {name} |" in stdout
+
+
+def test_throughput_counts_the_flops_that_the_paper_scale_has():
+    """PROTOCOL: 2.67 GFLOP for R50x1 at 128 pixels, 8.18 at 224, with 1000 classes."""
+    network = TASKS["imagenet"].student
+    for size, expected in ((128, 2.67e9), (224, 8.18e9)):
+        images = jax.ShapeDtypeStruct((1, size, size, 3), "float32")
+        params = jax.eval_shape(network.init, jax.random.key(0), images)
+        assert throughput.matrix_flops(network.apply, params, images) == pytest.approx(
+            expected, rel=0.01
+        )
+
+
+def test_throughput_compares_the_pipeline_with_a_bare_loop(capsys):
+    throughput.measure_data(TASKS["flowers"], 256, 0, 1)
+    assert "ratio" in capsys.readouterr().out
