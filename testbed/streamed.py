@@ -54,16 +54,19 @@ def _load_course(task: Task, protocol: str, mesh: Any, processes: int) -> Course
     params = load_teachers(task, mesh)
     central = np.load(_central_logits(task, params), mmap_mode="r") if protocol in CENTRAL else None
 
-    def worlds(seed: int, step: int) -> Iterator[tuple[World, int]]:
+    def made_by(processes: int, seed: int, step: int) -> Iterator[tuple[World, int]]:
         rows = devices.rows(task.batch_size)
         source = stream.TrainingCrops(
             images, seed, task.batch_size, rows, task.stream().size, second=protocol in SECOND
         )
         batches = stream.batches(source, len(rows), start=step, workers=processes)
         sent = (_world(batch, params, central) for batch in batches)
-        return zip(_ahead(sent), itertools.count(step + 1), strict=False)
+        pairs = zip(_ahead(sent), itertools.count(step + 1), strict=False)
+        # Not lazily: workers start now, off the clock.
+        return itertools.chain([next(pairs)], pairs)
 
-    first = [world for world, _ in itertools.islice(worlds(EXAM_SEED, 0), EXAM_LESSONS)]
+    worlds = functools.partial(made_by, processes)
+    first = [world for world, _ in itertools.islice(made_by(0, EXAM_SEED, 0), EXAM_LESSONS)]
     held_out = {part: _held_out(task, part, params) for part in ("validation", "test")}
 
     def make_examine(student: Student, shapes: Params) -> Callable[[Params], dict[str, float]]:

@@ -12,6 +12,7 @@ from testbed import compilation
 from testbed.models.mlp import MLP
 from testbed.tasks import TASKS
 from testbed.tasks.task import Task
+from tests import stand_ins
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -34,6 +35,15 @@ def tiny() -> Task:
         measure_every=10,
         views_per_image=1,
     )
+
+
+@pytest.fixture(scope="session")
+def true_formats(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the data set and the checkpoint of `stand_ins`."""
+    folder = tmp_path_factory.mktemp("true_formats")
+    stand_ins.write_flowers(folder / "data")
+    stand_ins.write_teacher(folder / "checkpoints")
+    return folder
 
 
 @pytest.fixture

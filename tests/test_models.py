@@ -238,7 +238,7 @@ def test_logits_of_an_image_do_not_depend_on_its_batch(model):
     params = noisy_params(model, SHAPE)
     images = random.uniform(random.key(0), (4, *SHAPE), minval=-1)
     together, alone = (jax.jit(model.apply)({"params": params}, x) for x in (images, images[2:3]))
-    np.testing.assert_allclose(together[2:3], alone, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(together[2:3], alone, rtol=1e-3, atol=1e-3)
     assert np.ptp(together) > 0.1
 
 

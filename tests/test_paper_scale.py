@@ -24,11 +24,9 @@ COUNTED = [f"{part}_{what}" for part in ("validation", "test") for what in ("agr
 
 
 @pytest.fixture(scope="module")
-def launch(tmp_path_factory):
+def launch(true_formats):
     """Starts run.py on the stand-ins; their programs are compiled once for all tests of this file."""
-    folder = tmp_path_factory.mktemp("paper_scale")
-    stand_ins.write_flowers(folder / "data")
-    stand_ins.write_teacher(folder / "checkpoints")
+    folder = true_formats
     compiled = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(places.cache("xla"))
     known = {
         "TFDS_DATA_DIR": str(folder / "data"),
@@ -98,21 +96,24 @@ def test_the_papers_recipe_is_adams_default_and_the_record_says_what_computed(wh
     assert last["train_loss"] < 0.9 * first["train_loss"]
 
 
-def test_killed_and_resumed_with_workers_it_ends_bit_identical(launch, whole, tmp_path):
-    process = launch(tmp_path, "--opt", "adam", FUNMATCH_WORKERS="2")
+def test_killed_and_resumed_with_workers_it_ends_bit_identical(launch, tmp_path):
+    words = ("--opt", "adam", "--steps", 100)  # several seconds; argparse takes the last --steps
+    finish(launch(tmp_path / "whole", *words))
+    killed = tmp_path / "killed"
+    process = launch(killed, *words, FUNMATCH_WORKERS="2")
     deadline = time.monotonic() + 200
-    while not list(tmp_path.rglob("*.checkpoint/[1-9]*/commit_success.txt")):
+    while not any(path.name.isdigit() for path in killed.rglob("*.checkpoint/*")):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.01)
     process.kill()
     process.communicate(timeout=60)  # returns when its workers have ended too
-    (cut,) = records.read_folder(tmp_path)
+    (cut,) = records.read_folder(killed)
     assert cut.end is None
-    finish(launch(tmp_path, "--opt", "adam", FUNMATCH_WORKERS="2"))
-    resumed = only_record(tmp_path)
+    finish(launch(killed, *words, FUNMATCH_WORKERS="2"))
+    resumed = only_record(killed)
     assert resumed.end["resumed"] == 1
-    assert without_times(resumed) == without_times(whole)
+    assert without_times(resumed) == without_times(only_record(tmp_path / "whole"))
 
 
 def assert_same_curve(record, other, rtol=1e-4):

@@ -24,15 +24,6 @@ from tests import stand_ins
 PAPER = [name for name, task in TASKS.items() if task.streamed]
 
 
-@pytest.fixture(scope="session")
-def true_formats(tmp_path_factory):
-    """A folder with the data set and the checkpoint."""
-    folder = tmp_path_factory.mktemp("true_formats")
-    stand_ins.write_flowers(folder / "data")
-    stand_ins.write_teacher(folder / "checkpoints")
-    return folder
-
-
 @pytest.fixture
 def places(true_formats, monkeypatch, tmp_path):
     monkeypatch.setenv("TFDS_DATA_DIR", str(true_formats / "data"))
