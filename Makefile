@@ -11,7 +11,7 @@ run: install
 	$(BIN)/python analysis/report.py runs --out report
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto
 
 lint: install
 	$(BIN)/ruff format --check .

@@ -19,6 +19,7 @@ CONFIGURATION = [
     "optimizer_sha256",
     "hyperparameters",
     "total_steps",
+    "start",
 ]
 
 
@@ -26,9 +27,9 @@ def load(folder: Path) -> tuple[pd.DataFrame, list[Trouble]]:
     """All measurements below a folder, and the lines that could not be read.
 
     Columns: run_id, task, task_fingerprint, protocol, optimizer, optimizer_sha256, hyperparameters
-    (JSON text), seed, total_steps, batch_size, timed, host, commit, status (`unfinished` where a record
-    has no end), target_metric, target_value, target_mode, label, and those of the measurements: step,
-    epoch, train_seconds, train_loss, train_kl, validation_kl, ... Null scores are NaN.
+    (JSON text), start, seed, total_steps, batch_size, timed, host, commit, status (`unfinished` where a
+    record has no end), target_metric, target_value, target_mode, label, and those of the measurements:
+    step, epoch, train_seconds, train_loss, train_kl, validation_kl, ... Null scores are NaN.
     """
     found = records.read_folder(folder)
     troubles = [trouble for record in found for trouble in record.troubles]
@@ -67,6 +68,7 @@ def _trial(record: Record) -> dict[str, Any]:
     )
     return {name: header.get(name) for name in plain} | {
         "hyperparameters": json.dumps(header.get("hyperparameters", {}), sort_keys=True),
+        "start": _start(header.get("init")),
         "host": (header.get("device") or {}).get("host"),
         "commit": (header.get("git") or {}).get("commit"),
         "status": record.end["status"] if record.end else "unfinished",
@@ -74,12 +76,19 @@ def _trial(record: Record) -> dict[str, Any]:
     }
 
 
+def _start(init: dict[str, Any] | None) -> str:
+    """What students started from; nothing for random weights."""
+    if not init:
+        return ""
+    return f"init={init['sha256'][:6]}" + (", fresh head" if init["fresh_head"] else "")
+
+
 def labels(frame: pd.DataFrame) -> pd.Series:
     """A name for each row's configuration, no longer than tells it from the others of its task.
 
     The optimizer, with a piece of its checksum where there are several of that name; the protocol where
-    there are several; and those hyperparameters in which the configurations of one optimizer at one
-    horizon differ.
+    there are several; those hyperparameters in which the configurations of one optimizer at one horizon
+    differ; and the checkpoint that students started from.
     """
     optimizer = _versions(frame["optimizer"], frame["optimizer_sha256"])
     several_protocols = frame["protocol"].nunique() > 1
@@ -88,6 +97,7 @@ def labels(frame: pd.DataFrame) -> pd.Series:
         parts[group.index] = group["hyperparameters"].map(
             _differences(list(group["hyperparameters"].unique()))
         )
+    parts = (parts + " " + frame["start"]).str.strip()
     if several_protocols:
         parts = (frame["protocol"] + " " + parts).str.strip()
     if optimizer.nunique() > 1 or not several_protocols:

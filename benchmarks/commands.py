@@ -124,6 +124,8 @@ def choose_task(args: argparse.Namespace) -> tuple[Task, int, Mapping[str, Mappi
     Raises:
       RequestError: a name or a number that cannot be served.
     """
+    if args.hosts is None and (args.processes is not None or args.process is not None):
+        raise RequestError("--processes, --process: they need --hosts HOST:PORT")
     if args.hosts:
         devices.connect(args.hosts, args.processes, args.process)
     task = choose("--task", args.task, TASKS)
@@ -213,7 +215,7 @@ def run_all(trials: Sequence[Trial], out: Path, *, fresh: bool = False) -> list[
                         agree=_short(at.measurement.get("validation_agreement")),
                         train=f"{at.train_seconds:.1f}s",
                     )
-                    if devices.agree(interrupted()):
+                    if devices.agree_any(interrupted()):
                         progress.close()
                         raise Interrupted(
                             f"{label} at step {at.step} of {at.total_steps}; the same command resumes it"

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from benchmarks.commands import choose, choose_precision, serve
 from testbed import compilation, devices, places, teachers
 from testbed.errors import RequestError
+from testbed.lessons import PROTOCOLS
 from testbed.resident import load_exam
 from testbed.streamed import load_course
 from testbed.tasks import TASKS
@@ -30,6 +31,18 @@ def main() -> None:
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     p.add_argument("--task", required=True, metavar="NAME", help="as in run.py")
     p.add_argument("--fetch", action="store_true", help="get missing checkpoints from their addresses")
+    p.add_argument(
+        "--protocol",
+        default="function_matching",
+        choices=sorted(PROTOCOLS),
+        help="fixed_teacher needs the teachers' logits on all training images; default: %(default)s",
+    )
+    p.add_argument(
+        "--precision",
+        default="auto",
+        choices=["auto", "float32", "bfloat16"],
+        help="that trials will have; auto: as on this machine",
+    )
     p.add_argument("--check", action="store_true", help="only look what is there")
     p.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = p.parse_args()
@@ -46,11 +59,11 @@ def main() -> None:
         return
     compilation.enable_cache()
     devices.use()
-    task = dataclasses.replace(task, precision=choose_precision("auto", task))
+    task = dataclasses.replace(task, precision=choose_precision(args.precision, task))
     if task.streamed:
-        load_course(task, "fixed_teacher")  # which needs all that any protocol needs
+        load_course(task, args.protocol)
     else:
-        load_exam(task, "function_matching")
+        load_exam(task, args.protocol)
     print(f"{task.name} is ready: python benchmarks/run.py --task {task.name} --opt adam")
 
 

@@ -96,6 +96,8 @@ def make_start(args: argparse.Namespace) -> Start | None:
       RequestError: there is none.
     """
     if args.init is None:
+        if args.fresh_head:
+            raise RequestError("--fresh-head: it needs --init PATH; students start with one anyway")
         return None
     try:
         with args.init.open("rb") as file:

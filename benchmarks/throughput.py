@@ -32,6 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import random
+from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.commands import add_task_options, choose_task, natural, positive, serve
@@ -181,8 +182,7 @@ class Measured:
                 if number:  # the first round warms up
                     seconds[name].append(time.perf_counter() - begun)
         found = [Row(n, statistics.median(s), self.pieces[n][2]) for n, s in seconds.items()]
-        host = np.asarray(self.world.images)
-        local = host[devices.rows(self.task.batch_size)]
+        local = synthetic_images(self.task)
         sent = []
         for _ in range(rounds):
             begun = time.perf_counter()
@@ -191,10 +191,7 @@ class Measured:
         return [*found, Row("images to the device", statistics.median(sent), 0.0)]
 
     def memory(self) -> float | None:
-        """Peak bytes of a device: as the allocator saw it, or else as the compiler plans the step."""
-        stats = jax.local_devices()[0].memory_stats() or {}
-        if "peak_bytes_in_use" in stats:
-            return float(stats["peak_bytes_in_use"])
+        """Peak bytes of a device in a step, as the compiler plans it."""
         plan = self.programs["whole step"].memory_analysis()
         if plan is None:
             return None
@@ -213,12 +210,15 @@ def synthetic_world(task: Task) -> World:
             out_shardings=devices.parameters(shapes),
         )
         params.append(init(random.key(i), images))
-    rng = np.random.default_rng(0)
-    rows = len(devices.rows(task.batch_size))
-    pixels = rng.integers(0, 256, (rows, *task.stream().image_shape), np.uint8)
-    labels = np.zeros(rows, np.int32)
-    split = devices.split()
+    pixels, split = synthetic_images(task), devices.split()
+    labels = np.zeros(len(pixels), np.int32)
     return World(devices.put(pixels, split), devices.put(labels, split), tuple(params))
+
+
+def synthetic_images(task: Task) -> NDArray[np.uint8]:
+    """This host's rows of a batch of noise."""
+    rows = len(devices.rows(task.batch_size))
+    return np.random.default_rng(0).integers(0, 256, (rows, *task.stream().image_shape), np.uint8)
 
 
 def matrix_flops(f: Callable[..., Any], *arguments: Any) -> float:

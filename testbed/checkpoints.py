@@ -14,6 +14,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from testbed import devices
+from testbed.errors import RequestError
+
 
 class Checkpoints:
     """The checkpoints of one trial, of which the newest is kept. Nothing is opened before it is used."""
@@ -31,7 +34,7 @@ class Checkpoints:
 
         manager = self._open()
         manager.wait_until_finished()
-        described = {**meta, "leaves": _describe(state)}
+        described = {**meta, "leaves": _describe(state), "devices": jax.device_count()}
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(_named(state)), meta=ocp.args.JsonSave(described)
         )
@@ -42,12 +45,16 @@ class Checkpoints:
             manager.wait_until_finished()
 
     def restore(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
-        """The newest state and meta; None where there is no checkpoint that fits `like`.
+        """The newest state and meta; None where there is no checkpoint, or only a damaged one.
 
         Args:
           like: a state with the tree, shapes, dtypes and placement to be restored.
+
+        Raises:
+          RequestError: the checkpoint is of other shapes, as those of Shampoo's blocks are on another
+            number of devices.
         """
-        if not self._folder.exists():
+        if devices.agree_any(not self._folder.exists()):
             return None
         import orbax.checkpoint as ocp
 
@@ -55,22 +62,29 @@ class Checkpoints:
         number = manager.latest_step()
         if number is None:
             return None
+        damaged, arrays, meta = False, {}, {}
         try:
             only_meta = ocp.args.Composite(meta=ocp.args.JsonRestore())
             meta = manager.restore(number, args=only_meta).meta
-            if meta["leaves"] != _describe(like):
-                return None
-            abstract = jax.tree.map(_abstract, _named(like))
-            items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-            arrays = manager.restore(number, args=items).state
-        except (OSError, ValueError, KeyError, TypeError):
-            return None  # damaged: the trial starts over
+            if meta["leaves"] == _describe(like):
+                abstract = jax.tree.map(_abstract, _named(like))
+                items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+                arrays = manager.restore(number, args=items).state
+        except (ValueError, KeyError, TypeError):
+            damaged = True
+        if devices.agree_any(damaged):
+            return None
+        if meta["leaves"] != _describe(like):
+            raise RequestError(
+                f"checkpoint {self._folder}: it was made on {meta['devices']} devices and does not fit "
+                f"{jax.device_count()}; use as many again, or start over with --fresh"
+            )
         leaves, tree = jax.tree.flatten(like)
         restored = [
             _unraw(arrays[_name(i)], leaf) if leaf.size else leaf for i, leaf in enumerate(leaves)
         ]
-        del meta["leaves"]
-        return jax.tree.unflatten(tree, restored), meta
+        kept = {name: value for name, value in meta.items() if name not in ("leaves", "devices")}
+        return jax.tree.unflatten(tree, restored), kept
 
     def close(self) -> None:
         """Waits until what was begun is written."""

@@ -4,7 +4,8 @@ The mesh in use is JAX's context mesh (`jax.set_mesh`), which optimizers may rea
 there is none, and everything here does nothing.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -13,6 +14,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from numpy.typing import NDArray
 
 from testbed.errors import RequestError
+
+Result = TypeVar("Result")
 
 AXIS = "data"
 SHARE = 0.25  # of a device's memory that whole parameters may take
@@ -146,9 +149,14 @@ def fits(program: Any) -> bool:
 
 
 def memory() -> float:
-    """Bytes of a device; infinity where it does not say (a CPU)."""
+    """Bytes of the device that has the least; infinity where they do not say (a CPU)."""
     stats = jax.local_devices()[0].memory_stats() or {}
-    return float(stats.get("bytes_limit", np.inf))
+    mine = float(stats.get("bytes_limit", np.inf))
+    if jax.process_count() == 1:
+        return mine
+    from jax.experimental import multihost_utils
+
+    return float(np.min(multihost_utils.process_allgather(np.float32(mine))))
 
 
 def place(tree: Any, shardings: Any) -> Any:
@@ -166,6 +174,31 @@ def place(tree: Any, shardings: Any) -> Any:
 def is_first() -> bool:
     """Whether this host is the one that writes."""
     return jax.process_index() == 0
+
+
+def agree_any(value: bool) -> bool:
+    """Whether it is so on any host, told to all."""
+    if jax.process_count() == 1:
+        return value
+    from jax.experimental import multihost_utils
+
+    return bool(np.any(multihost_utils.process_allgather(np.bool_(value))))
+
+
+def together(action: Callable[[], Result]) -> Result:
+    """What `action` returns on this host; where it cannot be served on one, it ends on all.
+
+    Raises:
+      RequestError: that of this host, or one that says that another host has one.
+    """
+    result, mine = None, None
+    try:
+        result = action()
+    except RequestError as error:
+        mine = error
+    if agree_any(mine is not None):
+        raise mine or RequestError("another host cannot go on; it says why")
+    return result  # type: ignore[return-value]
 
 
 def agree(value: float) -> float:

@@ -193,10 +193,15 @@ def _programs(
         functions = make_functions(task, protocol, network, make_optimizer)
         return _compile(functions, course, eval_params, traced, from_start)
 
-    programs = compile_with(network)
-    if not devices.fits(programs.advance) and "checkpoint" in fields_of(network):
-        return compile_with(network.clone(checkpoint=True))._replace(checkpointed=True)
-    return programs
+    can_be_checkpointed = "checkpoint" in fields_of(network)
+    try:
+        programs = compile_with(network)
+        if devices.fits(programs.advance) or not can_be_checkpointed:
+            return programs
+    except jax.errors.JaxRuntimeError as error:  # a TPU's compiler refuses what does not fit
+        if "RESOURCE_EXHAUSTED" not in str(error) or not can_be_checkpointed:
+            raise
+    return compile_with(network.clone(checkpoint=True))._replace(checkpointed=True)
 
 
 class Functions(NamedTuple):

@@ -9,12 +9,17 @@ from typing import Any
 
 import jax
 
+PACKAGES = (
+    *("funmatch", "jax", "jaxlib", "optax", "flax", "numpy"),
+    *("pillow", "grain", "tensorflow-datasets", "array_record", "orbax-checkpoint"),
+)
+
 
 @functools.cache
 def versions() -> dict[str, str]:
     """Versions of what computes a trial."""
     found = {"python": platform.python_version()}
-    for package in ("funmatch", "jax", "jaxlib", "optax", "flax", "numpy"):
+    for package in PACKAGES:
         try:
             found[package] = version(package)
         except PackageNotFoundError:

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from testbed import devices, matching, teachers, views
 from testbed import lessons as lesson_losses
 from testbed.data import stream
-from testbed.data.stored import stored
+from testbed.data.stored import find, stored
 from testbed.data.stream import Encoded
-from testbed.tasks.task import Task
+from testbed.tasks.task import Task, fields_of
 from testbed.world import Course, Params, Student, World, load_teachers, make_lesson, teach_all
 
 Item = TypeVar("Item")
@@ -141,7 +141,7 @@ def _central_views(
             done += n
 
     kind = np.dtype([("view", np.uint8, task.stream().image_shape), ("label", np.int32)])
-    key = {"images": images.name, "data_sha256": sha256}
+    key = {"images": images.name, "data_sha256": sha256, **stream.decoding()}
     rows = np.load(stored("central-views", key, (len(images),), kind, fill), mmap_mode="r")
     return rows["view"], np.array(rows["label"])
 
@@ -153,22 +153,26 @@ def _logits(task: Task, part: str, central: NDArray[np.uint8], images: Encoded, 
     def teach(params: Any, batch: Array) -> Array:
         return jnp.moveaxis(teach_all(task, params, views.value_range(batch)), 1, 0)
 
-    def fill(array: NDArray[Any]) -> None:
-        compiled = jax.jit(teach, out_shardings=devices.whole())
-        for begin in range(0, len(images), b):
-            index = np.minimum(begin + devices.rows(b), len(images) - 1)
-            logits = np.asarray(compiled(params, devices.put(central[index], devices.split())))
-            n = min(b, len(images) - begin)
-            array[begin : begin + n] = logits[:n]
-
     key = {
         "part": f"{images.name} ({part})",
         "data_sha256": task.stream()().sha256,
         "teacher_sha256": [teachers.load(name).sha256 for name in task.teachers],
-        "precision": task.precision,
+        "networks": [str(fields_of(teachers.TEACHERS[name].network)) for name in task.teachers],
+        "computed": [task.precision, jax.default_backend(), jax.__version__],
+        **stream.decoding(),
     }
-    shape = (len(images), len(task.teachers), task.stream().classes)
-    return stored("teachers-logits", key, shape, np.float32, fill)
+    n = len(images)
+    what = ("teachers-logits", key, (n, len(task.teachers), task.stream().classes), np.float32)
+    path = find(*what)
+    # The hosts compute together: where one of them lacks the file, all do.
+    if devices.agree_any(path is None):
+        compiled, found = jax.jit(teach, out_shardings=devices.whole()), np.empty(*what[2:])
+        for begin in range(0, n, b):
+            index = np.minimum(begin + devices.rows(b), n - 1)
+            logits = compiled(params, devices.put(central[index], devices.split()))
+            found[begin : begin + b] = np.asarray(logits)[: n - begin]
+        path = stored(*what, fill=lambda array: np.copyto(array, found))
+    return path
 
 
 def _central_logits(task: Task, params: Any) -> Any:

@@ -11,7 +11,7 @@ import hashlib
 import math
 import time
 from collections.abc import Generator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,6 +65,7 @@ class Trial:
             "task_fingerprint": self.task.fingerprint(_teacher_sha256(self.task)),
             "teacher_sha256": list(_teacher_sha256(self.task)),
             "protocol": self.protocol,
+            "temperature": self.task.temperature,
             "optimizer": self.optimizer.name,
             "optimizer_sha256": self.optimizer.sha256,
             "hyperparameters": dict(self.optimizer.hyperparameters),
@@ -120,20 +121,19 @@ def run(trial: Trial, out: Path, *, command: str = "", fresh: bool = False) -> G
       RequestError: the optimizer fails on the student's parameters, `out` cannot be written, or
         another process runs this trial. No record is begun.
     """
-    path = trial.record_path(out)
+    path = devices.together(lambda: trial.record_path(out))
     first = devices.is_first()
     with ExitStack() as stack:
-        if first:
-            stack.enter_context(records.lock(path))
+        devices.together(lambda: stack.enter_context(records.lock(path)) if first else None)
         checkpoints = Checkpoints(path.with_suffix(".checkpoint"))
         stack.callback(checkpoints.close)
         if fresh and first:
             path.unlink(missing_ok=True)
             checkpoints.delete()
-        if not devices.agree(first and is_finished(path)):
+        if not devices.agree_any(first and is_finished(path)):
             yield from _run(trial, path, checkpoints, command)
         checkpoints.close()
-        devices.agree(True)  # all have written what they write
+        devices.agree_any(True)  # all have written what they write
         if first:
             checkpoints.delete()
 
@@ -186,18 +186,22 @@ def _run(trial: Trial, path: Path, checkpoints: Checkpoints, command: str) -> Ge
             if step == total or not finite:
                 break
             begun = time.monotonic()
-            if devices.agree(begun > next_save):
+            with ledger.on("checkpoint_s"):
+                is_due = devices.agree_any(begun > next_save)
+            if is_due:
                 save()
                 cost = time.monotonic() - begun
                 next_save = begun + cost + max(CHECKPOINT_EVERY, cost / CHECKPOINT_SHARE)
             with ledger.on("record_s"):
                 yield Progress(step, total, ledger.train_s, latest or {})
-            stop = min(next(s for s in due if s > step), step + int(devices.agree(dispatch)))
+                stop = min(next(s for s in due if s > step), step + int(devices.agree(dispatch)))
             with ledger.on("train_s"):
                 begun, first = time.perf_counter(), step
                 while step < stop:
                     if step >= served:
-                        with ledger.waiting():
+                        # While devices still compute, nobody waits for data.
+                        idle = state.step.is_ready()  # type: ignore[attr-defined]
+                        with ledger.waiting() if idle else nullcontext():
                             world, served = next(worlds)
                     step = min(stop, served)
                     state = programs.advance(state, np.int32(step), world, keys, hp)
@@ -229,8 +233,8 @@ def _append(path: Path, *rows: Mapping[str, Any], at: int) -> int:
 def _restore(checkpoints: Checkpoints, path: Path, start: State) -> tuple[State, dict[str, Any]]:
     """What the checkpoint of a record holds, or the start of a trial where there is none to use."""
     written = path.stat().st_size if devices.is_first() and path.exists() else 0
-    restored = checkpoints.restore(start) if devices.agree(written) else None
-    if restored and devices.agree(written >= restored[1]["length"]):
+    restored = checkpoints.restore(start) if devices.agree_any(written > 0) else None
+    if restored and devices.agree_any(written >= restored[1]["length"]):
         return restored
     return start, {"length": 0, "measurement": None, "resumed": 0, "ledger": {}}
 
@@ -302,6 +306,7 @@ def _header(
         "compilation_cache": dict(cache),
         "student": {
             "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+            "checkpointed": trial.compile().checkpointed,
             "flops_per_example": _flops_per_example(task, state.params, course.world.images.shape[1:]),
         },
         "teacher": {

@@ -4,6 +4,7 @@ The data set and the checkpoint are in their true formats, the networks are tiny
 """
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -46,6 +47,7 @@ def launch(true_formats):
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            start_new_session=True,  # a group of its own
         )  # fmt: skip
 
     return start
@@ -116,6 +118,21 @@ def test_killed_and_resumed_with_workers_it_ends_bit_identical(launch, tmp_path)
     assert without_times(resumed) == without_times(only_record(tmp_path / "whole"))
 
 
+def test_interrupted_with_its_workers_it_saves_and_resumes(launch, tmp_path):
+    """A terminal's SIGINT and SLURM's SIGTERM reach the whole group of processes."""
+    words = ("--opt", "adam", "--steps", 100)
+    process = launch(tmp_path, *words, FUNMATCH_WORKERS="2")
+    while not list(tmp_path.rglob("*.jsonl")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)
+    _, stderr = process.communicate(timeout=100)
+    assert process.returncode == 130, stderr
+    assert "the same command resumes it" in stderr
+    assert stderr.count("\n") == 1
+    assert any(path.name.isdigit() for path in tmp_path.rglob("*.checkpoint/*"))
+
+
 def assert_same_curve(record, other, rtol=1e-4):
     assert len(record.measurements) == len(other.measurements)
     for ours, theirs in zip(record.measurements, other.measurements, strict=True):
@@ -133,19 +150,34 @@ def test_on_many_devices_it_follows_the_same_curve(launch, calm, tmp_path, devic
     assert_same_curve(record, calm)
 
 
-def test_on_two_hosts_of_four_devices_it_follows_the_same_curve(launch, calm, tmp_path):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    hosts = [
-        launch(
-            tmp_path, *CALM, "--hosts", f"localhost:{port}", "--processes", 2, "--process", i, devices=4,
-        )
-        for i in (0, 1)
-    ]  # fmt: skip
-    for host in hosts:
+def test_on_two_hosts_of_four_devices_it_is_killed_resumed_and_follows_the_same_curve(
+    launch, calm, tmp_path
+):
+    """Each host with an empty cache of its own."""
+
+    def hosts():
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1]
+        return [
+            launch(
+                tmp_path / "runs", *CALM, "--hosts", f"localhost:{port}", "--processes", 2,
+                "--process", i, devices=4, XDG_CACHE_HOME=str(tmp_path / f"cache{i}"),
+            )
+            for i in (0, 1)
+        ]  # fmt: skip
+
+    first = hosts()
+    while not any(path.name.isdigit() for path in tmp_path.rglob("*.checkpoint/*")):
+        assert all(host.poll() is None for host in first), [host.communicate() for host in first]
+        time.sleep(0.01)
+    for host in first:
+        host.kill()
+        host.communicate(timeout=60)
+    for host in hosts():
         finish(host)
-    record = only_record(tmp_path)
+    record = only_record(tmp_path / "runs")
+    assert record.end["resumed"] == 1
     assert record.header["device"]["used"] == 8
     assert_same_curve(record, calm)
 
@@ -178,6 +210,8 @@ def test_a_student_starts_from_a_checkpoint(launch, whole, tmp_path):
         (["--init", "nowhere.npz"], "--init nowhere.npz: cannot be read"),
         (["--lessons-from", "photographs"], "it can have flowers, pets"),
         (["--hosts", "auto"], "give HOST:PORT"),
+        (["--processes", "2"], "they need --hosts"),
+        (["--fresh-head"], "it needs --init"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(launch, tmp_path, words, message):

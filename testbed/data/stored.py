@@ -6,6 +6,7 @@ They are memory-mapped: the system keeps in memory what fits, once for all proce
 import hashlib
 import json
 import os
+import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from testbed import places
+from testbed.errors import RequestError
 
 
 def stored(
@@ -35,16 +37,16 @@ def stored(
     Returns:
       the path, for `numpy.load(path, mmap_mode="r")`.
     """
-    text = json.dumps([dict(key), shape, np.dtype(dtype).str], sort_keys=True)
-    short = hashlib.sha256(text.encode()).hexdigest()[:12]
-    path = places.cache("arrays") / f"{name}-{short}.npy"
+    found = find(name, key, shape, dtype)
+    if found:
+        return found
+    path = _path(name, key, shape, dtype)
     card = path.with_suffix(".json")
-    if _is_whole(path, card):
-        return path
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         array = np.lib.format.open_memmap(temporary, "w+", dtype, shape)
+        _reserve(temporary)
         fill(array)
         array.flush()
         del array
@@ -56,11 +58,34 @@ def stored(
     return path
 
 
-def _is_whole(path: Path, card: Path) -> bool:
+def _reserve(path: Path) -> None:
+    """Takes the disk space of a sparse file now: writing to a map on a full disk ends the process."""
+    if not hasattr(os, "posix_fallocate"):
+        return
+    with path.open("r+b") as file:
+        size = path.stat().st_size
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            raise RequestError(
+                f"{path.parent}: no room for {size / 2**30:.1f} GiB ({error.strerror}); XDG_CACHE_HOME "
+                "names another folder for caches"
+            ) from error
+
+
+def find(name: str, key: Mapping[str, Any], shape: tuple[int, ...], dtype: DTypeLike) -> Path | None:
+    """Where `stored` keeps the array, if it is there and whole."""
+    path = _path(name, key, shape, dtype)
     try:
-        return bool(json.loads(card.read_text())["sha256"] == _sha256(path))
+        sha256 = json.loads(path.with_suffix(".json").read_text())["sha256"]
+        return path if sha256 == _sha256(path) else None
     except (OSError, ValueError, KeyError):
-        return False
+        return None
+
+
+def _path(name: str, key: Mapping[str, Any], shape: tuple[int, ...], dtype: DTypeLike) -> Path:
+    text = json.dumps([dict(key), shape, np.dtype(dtype).str], sort_keys=True)
+    return places.cache("arrays") / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.npy"
 
 
 def _sha256(path: Path) -> str:

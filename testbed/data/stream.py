@@ -15,6 +15,7 @@ import json
 import multiprocessing
 import os
 import re
+import signal
 import sys
 import threading
 from collections.abc import Iterator, Mapping
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, SupportsIndex
 
 import numpy as np
+import PIL
 from numpy.typing import NDArray
 from PIL import Image as Pillow
 
@@ -167,7 +169,10 @@ def _open(stream: Stream, folder: Path) -> Opened:
     builder, lessons = _builder(stream, folder), _builder(other or stream, folder)
     facts = [
         dataclasses.asdict(stream),
-        *({n: s.shard_lengths for n, s in b.info.splits.items()} for b in (builder, lessons)),
+        *(
+            {n: [s.shard_lengths, s.num_bytes] for n, s in b.info.splits.items()}
+            for b in (builder, lessons)
+        ),
         *(b.info.full_name for b in (builder, lessons)),
     ]
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
@@ -238,13 +243,18 @@ def in_memory(images: Encoded, sha256: str) -> Images:
         with ThreadPoolExecutor() as pool:
             list(pool.map(decode, range(len(images))))
 
-    key = {"images": images.name, "data_sha256": sha256}
+    key = {"images": images.name, "data_sha256": sha256, **decoding()}
     index = stored("decoded-index", key, (len(images), 4), np.int64, fill_index)
     rows = np.load(index)
     total = int(rows[-1, 0] + 3 * rows[-1, 1] * rows[-1, 2])
     if total > limit:
         return images
     return Decoded(stored("decoded", key, (total,), np.uint8, fill_pixels), index)
+
+
+def decoding() -> dict[str, Any]:
+    """What pixels depend on beside the data: decoders differ by a grey level here and there."""
+    return {"pillow": PIL.__version__, "crops": crops.VERSION}
 
 
 def _available_memory() -> int:
@@ -318,7 +328,7 @@ def _generator(seed: int, purpose: int, number: int) -> np.random.Generator:
 
 def default_workers() -> int:
     """Worker processes: none on small machines, whose threads do; else one for every second core."""
-    cores = os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     return 0 if cores <= 4 else min(cores // 2, 64)
 
 
@@ -355,6 +365,9 @@ class _InWorkers:
         self.__dict__.update(state)
         parent = multiprocessing.parent_process()
         if parent is not None:
+            # An interrupt reaches them too, and is for the trial to hear.
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.SIG_IGN)
             keep_freed_memory()
             threading.Thread(target=_end_after, args=(parent,), daemon=True).start()
 

@@ -81,9 +81,9 @@ def save(path: Path, params: Mapping[str, Any]) -> None:
 
 def to_native(flat: Flat, where: str) -> Flat:
     """Parameters under their native names, whichever layout they came in."""
-    for prefix in ("opt/target/", "params/"):
-        if any(name.startswith(prefix) for name in flat):
-            flat = {n.removeprefix(prefix): a for n, a in flat.items() if n.startswith(prefix)}
+    if any(name.startswith("opt/target/") for name in flat):  # beside an optimizer's state
+        flat = {n.removeprefix("opt/target/"): a for n, a in flat.items() if n.startswith("opt/target/")}
+    flat = {n.removeprefix("params/"): a for n, a in flat.items()}
     if not any(name.startswith("resnet/") for name in flat):
         return flat
     native: Flat = {}
@@ -118,7 +118,7 @@ def _read(content: bytes, where: str) -> Flat:
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, ValueError, TypeError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise RequestError(
             f"checkpoint {where}: not an .npz of plain arrays ({error}); fetch it again"
         ) from error

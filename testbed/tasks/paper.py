@@ -118,7 +118,7 @@ SUN = _small(
 )
 
 IMAGENET_IMAGES = 1_255_544  # of train[:98%]
-IMAGENET_EPOCHS = (30, 90, 300, 600, 1200, 4800, 9600)
+IMAGENET_EPOCHS = (1200, 30, 90, 300, 600, 4800, 9600)  # the first is the default, as there
 _IMAGENET_STEPS = {f"{e}ep": round(e * IMAGENET_IMAGES / 4096) for e in IMAGENET_EPOCHS}
 
 IMAGENET = Task(

@@ -11,6 +11,7 @@ from flax import linen as nn
 from testbed.data.digits import Data
 from testbed.data.stream import Stream
 from testbed.lessons import Crop
+from testbed.teachers import TEACHERS
 
 
 class Target(NamedTuple):
@@ -110,9 +111,13 @@ class Task:
             for field in dataclasses.fields(self)
             if field.name not in ("load", "summary", "horizons", "published", "student")
         }
+        if self.published:  # with one temperature for each horizon; the trial's identity has it
+            del values["temperature"]
         # A flax module's repr depends on the flax version; its fields do not.
         student = fields_of(self.in_precision(self.student))
         values["student"] = f"{type(self.student).__name__}{sorted(student.items())}"
+        for name in self.teachers:
+            values[f"teacher {name}"] = repr(sorted(fields_of(TEACHERS[name].network).items()))
         values["data"] = self.load().sha256
         values["teacher_sha256"] = repr(teacher_sha256)
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
