@@ -105,7 +105,16 @@ def read(path: Path) -> Record:
 
 def read_folder(folder: Path) -> list[Record]:
     """All records below a folder, in the order of their paths."""
-    return [read(path) for path in sorted(folder.rglob("*.jsonl"))]
+    return [read(path) for path in paths(folder)]
+
+
+def paths(folder: Path) -> list[Path]:
+    """The records below a folder, sorted; trials may be running there, and replace their checkpoints."""
+    found = []
+    for place, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.endswith(".checkpoint")]
+        found += [Path(place, name) for name in files if name.endswith(".jsonl")]
+    return sorted(found)
 
 
 def first_reaching(

@@ -219,7 +219,7 @@ def test_interrupted_by_sigint_a_command_exits_130_and_resumes(tmp_path):
     process = subprocess.Popen(
         words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    while not list(tmp_path.rglob("*.jsonl")):
+    while not records.paths(tmp_path):
         assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)

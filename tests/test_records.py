@@ -179,16 +179,16 @@ def test_a_ledger_accounts_for_the_wall_time_and_goes_on():
     ledger = clock.Ledger()
     for row in clock.ROWS:
         with ledger.on(row):
-            time.sleep(0.02)
+            time.sleep(0.1)
     rows = ledger.rows()
     assert abs(clock.gap(rows)) < 0.01
     later = clock.Ledger()
     later.resume(rows)
     with later.on("train_s"):
-        time.sleep(0.05)
-    assert later.train_s == pytest.approx(rows["train_s"] + 0.05, abs=0.03)
+        time.sleep(0.25)
+    assert later.train_s == pytest.approx(rows["train_s"] + 0.25, abs=0.05)
     assert abs(clock.gap(later.rows())) < 0.01
-    time.sleep(0.05)
+    time.sleep(0.25)
     assert clock.gap(later.rows()) > 0.05, "time in no row shows"
 
 

@@ -51,7 +51,7 @@ def wait_for_progress(process: subprocess.Popen[bytes], out: Path) -> None:
     """Until the record is longer than it was, or the trial is over."""
 
     def length() -> int:
-        return sum(path.stat().st_size for path in out.rglob("*.jsonl"))
+        return sum(path.stat().st_size for path in records.paths(out))
 
     before = length()
     while length() <= before and process.poll() is None:
