@@ -57,7 +57,7 @@ def launch(opt: str) -> float:
         begun = time.perf_counter()
         command = [sys.executable, str(Path(__file__).with_name("run.py")), "--opt", opt, "--out", out]
         with subprocess.Popen(command) as process:  # noqa: S603 (our own command)
-            while not any(path.stat().st_size for path in Path(out).rglob("*.jsonl")):
+            while not any(path.stat().st_size for path in records.paths(Path(out))):
                 if process.poll() is not None:
                     raise RequestError(f"--opt {opt}: run.py ended with status {process.returncode}")
                 time.sleep(0.01)
