@@ -44,6 +44,7 @@ def load(folder: Path) -> tuple[pd.DataFrame, list[Trouble]]:
         scores = sorted(
             {name for record in found for row in record.measurements for name in row} - {"kind"}
         )
+        frame = frame.reindex(columns=[*frame, *({"train_seconds"} - {*frame})])  # none is timed
         frame[scores] = frame[scores].apply(pd.to_numeric)  # a column of nulls alone is of objects
         duplicated = frame.duplicated(["run_id", "step"], keep="last")
         frame = frame[~duplicated].sort_values(["run_id", "step"], ignore_index=True)

@@ -112,6 +112,7 @@ def make_trial(
         hyperparameters=registry.defaults(spec) | dict(hp),
         sha256=registry.source_sha256(spec),
         eval_params=spec.eval_params,
+        vectorizes=spec.vectorizes,
     )
     return Trial(task, protocol, optimizer, total_steps, seed, start)
 
@@ -137,7 +138,7 @@ def choose_task(args: argparse.Namespace) -> tuple[Task, int, Mapping[str, Mappi
         choose("--lessons-from", args.lessons_from, LESSONS)
         task = lessons_from(task, args.lessons_from)
     task = dataclasses.replace(task, precision=choose_precision(args.precision, task))
-    devices.use(args.devices)
+    devices.use(args.devices, task.batch_size)
     devices.require_divisible(task.batch_size)
     return task, args.steps or steps, published.hyperparameters if published else {}
 
@@ -261,7 +262,7 @@ def print_table(paths: Sequence[Path]) -> None:
                 str(header["seed"]),
                 record.end["status"] if record.end else "interrupted",
                 str(record.end["step"] if record.end else last["step"]),
-                f"{last['train_seconds']:.1f}",
+                f"{last['train_seconds']:.1f}" if "train_seconds" in last else "-",
                 _short(last["validation_kl"]),
                 _short(last["validation_agreement"]),
                 _short(last["validation_accuracy"]),

@@ -47,4 +47,5 @@ SPEC = Spec(
         "Liu and Nocedal 1989, optax.lbfgs. Made for full gradients; here each step sees another "
         "lesson, hence the shortened steps."
     ),
+    vectorizes=False,
 )

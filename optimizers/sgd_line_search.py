@@ -45,4 +45,5 @@ SPEC = Spec(
         "slope": Allowed(0.0, 1.0),
     },
     reference="Vaswani et al. 2019 (arXiv 1905.09997), optax.scale_by_backtracking_linesearch.",
+    vectorizes=False,
 )

@@ -44,6 +44,8 @@ class Spec:
       allowed: hyperparameter -> values outside of which it is refused.
       reference: paper and code, and where this differs.
       eval_params: for methods that are evaluated elsewhere than where they step.
+      vectorizes: whether several trials run well under `jax.vmap`. Not those whose loops would go on for
+        all until the slowest is done, such as line searches: on accelerators they learn one by one.
     """
 
     name: str
@@ -52,3 +54,4 @@ class Spec:
     allowed: Mapping[str, Allowed] = dataclasses.field(default_factory=dict)
     reference: str = ""
     eval_params: EvalParams | None = None
+    vectorizes: bool = True

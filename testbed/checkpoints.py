@@ -8,6 +8,9 @@ so that nothing is ever unpickled.
 
 import logging
 import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,28 @@ import jax.numpy as jnp
 
 from testbed import devices
 from testbed.errors import RequestError
+
+# A kill costs a second, or twenty times what a checkpoint does: they take 5 % of the time at most.
+EVERY, SHARE = 1.0, 1 / 20
+
+
+class Cadence:
+    """When the next checkpoint is due."""
+
+    def __init__(self) -> None:
+        self._next = time.monotonic() + EVERY
+
+    def is_due(self) -> bool:
+        """Whether it is time."""
+        return time.monotonic() > self._next
+
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """Inside, a checkpoint is saved; the dearer it is, the later the next one."""
+        begun = time.monotonic()
+        yield
+        cost = time.monotonic() - begun
+        self._next = begun + cost + max(EVERY, cost / SHARE)
 
 
 class Checkpoints:

@@ -4,7 +4,9 @@ The mesh in use is JAX's context mesh (`jax.set_mesh`), which optimizers may rea
 there is none, and everything here does nothing.
 """
 
+import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
 from typing import Any, TypeVar
 
 import jax
@@ -46,14 +48,31 @@ def connect(address: str, processes: int | None = None, process: int | None = No
         ) from error
 
 
-def use(count: int | None = None) -> None:
-    """Makes the mesh of `count` devices (default: all) the context's, for the rest of the process.
+def use_cores(count: int | None = None) -> None:
+    """Makes `count` devices of the CPU's cores; before anything else touches a device.
+
+    Default: as many as there are cores, at most 8. Of no effect on accelerators, and where the
+    environment has said how many.
+    """
+    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        with suppress(RuntimeError):  # devices are there already
+            jax.config.update("jax_num_cpu_devices", count or min(8, cores or 1))
+
+
+def use(count: int | None = None, batch_size: int | None = None) -> None:
+    """Makes the mesh of `count` devices the context's, for the rest of the process.
+
+    Default: all; on one host, as many as a batch can be split over.
 
     Raises:
       RequestError: there are not that many.
     """
     there = jax.device_count()
-    count = there if count is None else count
+    if count is None:
+        count = there
+        if batch_size and jax.process_count() == 1:
+            count = max(n for n in range(1, there + 1) if batch_size % n == 0)
     if not 1 <= count <= there or (jax.process_count() > 1 and count != there):
         raise RequestError(f"--devices {count}: there are {there}")
     if count > 1:
@@ -98,6 +117,42 @@ def constrain(batch: Any) -> Any:
     if jax.sharding.get_abstract_mesh().size <= 1:  # 0 or 1, by version, where there is none
         return batch
     return jax.lax.with_sharding_constraint(batch, PartitionSpec(AXIS))
+
+
+def count() -> int:
+    """How many devices are in use."""
+    there = mesh()
+    return there.size if there else 1
+
+
+def as_if_one() -> AbstractContextManager[Any]:
+    """Inside, what is traced sees no mesh."""
+    return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ()))
+
+
+def on_members(f: Callable[..., Result], divided: int) -> Callable[..., Result]:
+    """f on each device, with its share of the first `divided` arguments' leading axis.
+
+    The other arguments are whole; results are put together along their leading axis. Inside, there is
+    one device: optimizers that divide their work see nobody to divide it with.
+    """
+    there = mesh()
+    if there is None:
+        return f
+
+    def on_one(*arguments: Any) -> Result:
+        with as_if_one():
+            return f(*arguments)
+
+    def on_all(*arguments: Any) -> Result:
+        specs = [PartitionSpec(AXIS)] * divided
+        specs += [PartitionSpec()] * (len(arguments) - divided)
+        mapped = jax.shard_map(
+            on_one, mesh=there, in_specs=tuple(specs), out_specs=PartitionSpec(AXIS), check_vma=False
+        )
+        return mapped(*arguments)
+
+    return on_all
 
 
 def rows(batch_size: int) -> NDArray[np.int64]:
@@ -157,6 +212,14 @@ def memory() -> float:
     from jax.experimental import multihost_utils
 
     return float(np.min(multihost_utils.process_allgather(np.float32(mine))))
+
+
+def memory_for_batches() -> float:
+    """Bytes of a device that a batch of trials may take; CPU devices share half of the machine's."""
+    if jax.default_backend() != "cpu":
+        return memory()
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return machine / 2 / jax.local_device_count()
 
 
 def place(tree: Any, shardings: Any) -> Any:

@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import jax
@@ -28,6 +29,7 @@ class Optimizer:
       hyperparameters: all of them, defaults included.
       sha256: of the optimizer's source.
       eval_params: opt_state, params -> the parameters to evaluate; on the clock.
+      vectorizes: whether it runs well under `jax.vmap`; see `Spec`.
     """
 
     name: str
@@ -35,6 +37,23 @@ class Optimizer:
     hyperparameters: Mapping[str, Any]
     sha256: str
     eval_params: Callable[[Any, Params], Params] | None = None
+    vectorizes: bool = True
+
+
+class Split(NamedTuple):
+    """Hyperparameters that are compiled in, and the names of those that are arguments."""
+
+    static: tuple[tuple[str, Any], ...]
+    traced: tuple[str, ...]
+
+
+def split_hyperparameters(optimizer: Optimizer) -> Split:
+    """Floats are arguments."""
+    values = sorted(optimizer.hyperparameters.items())
+    return Split(
+        static=tuple((name, value) for name, value in values if type(value) is not float),
+        traced=tuple(name for name, value in values if type(value) is float),
+    )
 
 
 class State(NamedTuple):
@@ -79,8 +98,8 @@ def learn(
         logits_fn=logits_fn,
         key=key,
     )
-    _require_same_tree("update returned", updates, "the parameters", state.params)
-    _require_same_tree("update returned a state", opt_state, "the one of init", state.opt_state)
+    require_same_tree("update returned", updates, "the parameters", state.params)
+    require_same_tree("update returned a state", opt_state, "the one of init", state.opt_state)
     params = optax.apply_updates(state.params, updates)
     finite = functools.reduce(
         jnp.logical_and, [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(params)]
@@ -88,7 +107,7 @@ def learn(
     return State(state.step + 1, params, opt_state, value, finite & jnp.isfinite(value))
 
 
-def _require_same_tree(what: str, tree: Any, other: str, like: Any) -> None:
+def require_same_tree(what: str, tree: Any, other: str, like: Any) -> None:
     """Raises RequestError naming the first path at which two trees differ in structure or shape."""
     ours, theirs = (
         {jax.tree_util.keystr(path): jnp.shape(leaf) for path, leaf in jax.tree.leaves_with_path(t)}
@@ -136,11 +155,8 @@ def compile_programs(
     Raises:
       RequestError: the optimizer fails on the student's parameters.
     """
-    values = optimizer.hyperparameters
-    floats = tuple(sorted(name for name, value in values.items() if type(value) is float))
 
-    def compiled(traced: tuple[str, ...]) -> Programs:
-        static = tuple((k, v) for k, v in sorted(values.items()) if k not in traced)
+    def compiled(split: Split) -> Programs:
         return _programs(
             task,
             protocol,
@@ -148,18 +164,24 @@ def compile_programs(
             optimizer.build,
             optimizer.eval_params,
             total_steps,
-            static,
-            traced,
+            *split,
             from_start,
             devices.mesh(),
         )
 
-    try:
+    with refusing(optimizer):
         try:
-            return compiled(floats)
+            return compiled(split_hyperparameters(optimizer))
         except jax.errors.JAXTypeError:
             # The optimizer branches in Python on a hyperparameter: it is compiled in.
-            return compiled(())
+            return compiled(Split(tuple(sorted(optimizer.hyperparameters.items())), ()))
+
+
+@contextmanager
+def refusing(optimizer: Optimizer) -> Iterator[None]:
+    """Inside, whatever goes wrong is a RequestError that names the optimizer."""
+    try:
+        yield
     except RequestError as error:
         raise RequestError(f"optimizer {optimizer.name}: {error}") from error
     except Exception as error:
@@ -266,7 +288,7 @@ def _compile(
     placed = jax.tree.map(lambda leaf: leaf.sharding, state)
     evaluated = eval_params or (lambda opt_state, params: params)
     shapes = jax.eval_shape(evaluated, state.opt_state, state.params)
-    _require_same_tree("eval_params returned", shapes, "the parameters", state.params)
+    require_same_tree("eval_params returned", shapes, "the parameters", state.params)
     stepped = jax.jit(advance, donate_argnums=0, out_shardings=placed)
     chosen = jax.jit(evaluated, out_shardings=placed.params)
     return Programs(

@@ -19,6 +19,10 @@ from testbed.errors import RequestError
 SCHEMA = 1
 
 
+class Busy(RequestError):  # noqa: N818 (a state, more than an error)
+    """Another process runs the trial."""
+
+
 class Trouble(NamedTuple):
     """A line of a record that could not be used."""
 
@@ -148,7 +152,7 @@ def lock(record: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise RequestError(
+            raise Busy(
                 f"trial {record.stem} is being run by another process; wait for it, or use another --out"
             ) from error
         try:

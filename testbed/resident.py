@@ -28,7 +28,7 @@ def load_course(task: Task, protocol: str) -> Course:
         compiled = jax.jit(functools.partial(examine, student)).lower(params, exam).compile()
         return lambda params: jax.device_get(compiled(params, exam))
 
-    return Course(len(world.images), world, worlds, make_examine)
+    return Course(len(world.images), world, worlds, make_examine, exam)
 
 
 def load_world(task: Task) -> World:

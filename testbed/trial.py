@@ -19,17 +19,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
+from jax import random
 
 from testbed import compilation, devices, provenance, records, teachers
-from testbed.checkpoints import Checkpoints
+from testbed.checkpoints import Cadence, Checkpoints
 from testbed.clock import Ledger
 from testbed.models import public
 from testbed.programs import Optimizer, Programs, State, compile_programs, load_course
 from testbed.tasks.task import Task, has_precision
-from testbed.world import Course, Params, make_keys
+from testbed.world import Keys, Params, make_keys
 
-# A kill costs a second, or twenty times what a checkpoint does: they take 5 % of the time at most.
-CHECKPOINT_EVERY, CHECKPOINT_SHARE = 1.0, 1 / 20
 DISPATCH = 0.5  # seconds that one dispatch should take at most: how soon an interrupt is heard
 
 
@@ -49,7 +48,17 @@ class Start(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """One optimizer on one task, once."""
+    """One optimizer on one task, once.
+
+    Attributes:
+      task: what is learned.
+      protocol: how a batch becomes a lesson.
+      optimizer: what learns.
+      total_steps: what the optimizer is told.
+      seed: of first weights, of the optimizer's randomness, and of the lessons, unless
+      lesson_seed: says another one for those, which several students then share.
+      start: a checkpoint instead of random weights.
+    """
 
     task: Task
     protocol: str
@@ -57,6 +66,7 @@ class Trial:
     total_steps: int
     seed: int
     start: Start | None = None
+    lesson_seed: int | None = None
 
     def identity(self) -> dict[str, Any]:
         """All that determines the trial, as it stands in the header of its record."""
@@ -71,12 +81,25 @@ class Trial:
             "hyperparameters": dict(self.optimizer.hyperparameters),
             "seed": self.seed,
             "total_steps": self.total_steps,
-        } | self._start()
+        } | self._rare()
 
-    def _start(self) -> dict[str, Any]:
-        if not self.start:
-            return {}
-        return {"init": {"sha256": self.start.sha256, "fresh_head": self.start.fresh_head}}
+    def _rare(self) -> dict[str, Any]:
+        """Of the identity, what few trials have."""
+        found: dict[str, Any] = {}
+        if self.start:
+            found["init"] = {"sha256": self.start.sha256, "fresh_head": self.start.fresh_head}
+        if self.lessons != self.seed:
+            found["lesson_seed"] = self.lessons
+        return found
+
+    @property
+    def lessons(self) -> int:
+        """The seed of its lessons."""
+        return self.seed if self.lesson_seed is None else self.lesson_seed
+
+    def keys(self) -> Keys:
+        """Its streams of randomness."""
+        return make_keys(self.seed, self.lessons)
 
     def compile(self) -> Programs:
         """All that it runs, compiled ahead."""
@@ -150,7 +173,7 @@ def _run(trial: Trial, path: Path, checkpoints: Checkpoints, command: str) -> Ge
     ledger, task, total = Ledger(), trial.task, trial.total_steps
     with ledger.on("setup_s"):
         course = load_course(task, trial.protocol)
-        keys, due = make_keys(trial.seed), measured_steps(task, total)
+        keys, due = trial.keys(), measured_steps(task, total)
     with ledger.on("compile_s"), compilation.counted() as cache:
         programs = trial.compile()
     with ledger.on("setup_s"):
@@ -163,7 +186,7 @@ def _run(trial: Trial, path: Path, checkpoints: Checkpoints, command: str) -> Ge
         ledger.resume(done["ledger"])
         params = programs.eval_params(state.opt_state, state.params)
     with ledger.on("setup_s"):
-        worlds, world, served = course.worlds(trial.seed, int(state.step)), course.world, 0
+        worlds, world, served = course.worlds(trial.lessons, int(state.step)), course.world, 0
 
     def save() -> None:
         with ledger.on("checkpoint_s"):
@@ -171,27 +194,34 @@ def _run(trial: Trial, path: Path, checkpoints: Checkpoints, command: str) -> Ge
             checkpoints.save(state, done | {"ledger": ledger.rows()})
 
     step, finite, dispatch = int(state.step), True, 1
-    next_save = time.monotonic() + CHECKPOINT_EVERY
+    cadence = Cadence()
     try:
         while True:
             if finite and step in due and (latest is None or latest["step"] < step):
                 with ledger.on("eval_s"):
                     scores = programs.examine(params)
                 with ledger.on("record_s"):
-                    latest = _measurement(trial, course.n, step, ledger.train_s, scores)
-                    rows = (
-                        [latest] if length else [_header(trial, course, state, cache, command), latest]
-                    )
+                    latest = measurement_row(trial, course.n, step, scores, ledger.train_s)
+                    rows = [latest]
+                    if not length:
+                        used = jax.tree.leaves(state.params)[0].sharding.num_devices
+                        header = header_row(
+                            trial,
+                            programs.params,
+                            used,
+                            compilation_cache=cache,
+                            command=command,
+                            checkpointed=programs.checkpointed,
+                        )
+                        rows = [header, latest]
                     length = _append(path, *rows, at=length)
             if step == total or not finite:
                 break
-            begun = time.monotonic()
             with ledger.on("checkpoint_s"):
-                is_due = devices.agree_any(begun > next_save)
+                is_due = devices.agree_any(cadence.is_due())
             if is_due:
-                save()
-                cost = time.monotonic() - begun
-                next_save = begun + cost + max(CHECKPOINT_EVERY, cost / CHECKPOINT_SHARE)
+                with cadence.saving():
+                    save()
             with ledger.on("record_s"):
                 yield Progress(step, total, ledger.train_s, latest or {})
                 stop = min(next(s for s in due if s > step), step + int(devices.agree(dispatch)))
@@ -216,12 +246,12 @@ def _run(trial: Trial, path: Path, checkpoints: Checkpoints, command: str) -> Ge
     except Exception as error:
         if length:
             reason = f"{type(error).__name__}: {error}"
-            _append(path, _end("failed", step, reason, None, ledger, resumed), at=length)
+            _append(path, end_row("failed", step, reason, None, ledger, resumed), at=length)
         raise
     with ledger.on("record_s"):
-        digest = params_sha256(state.params)
-    status, reason = ("finished", "") if finite else ("diverged", _not_finite(state))
-    _append(path, _end(status, step, reason, digest, ledger, resumed), at=length)
+        digest = params_sha256(jax.jit(lambda x: x, out_shardings=devices.whole())(state.params))
+    status, reason = ending(state)
+    _append(path, end_row(status, step, reason, digest, ledger, resumed), at=length)
     yield Progress(step, total, ledger.train_s, latest or {})
 
 
@@ -239,9 +269,10 @@ def _restore(checkpoints: Checkpoints, path: Path, start: State) -> tuple[State,
     return start, {"length": 0, "measurement": None, "resumed": 0, "ledger": {}}
 
 
-def _end(
+def end_row(
     status: str, step: int, reason: str, digest: str | None, ledger: Ledger, resumed: int
 ) -> dict[str, Any]:
+    """The last line of a record."""
     return {
         "kind": "end",
         "status": status,
@@ -253,34 +284,55 @@ def _end(
     }
 
 
-def _measurement(
-    trial: Trial, n: int, step: int, train_seconds: float, scores: Mapping[str, Any]
+def measurement_row(
+    trial: Trial, n: int, step: int, scores: Mapping[str, Any], train_seconds: float | None = None
 ) -> dict[str, Any]:
+    """A measurement after a step; n is the number of training images; without seconds if not timed."""
     return {
         "kind": "measurement",
         "step": step,
         "epoch": step * trial.task.batch_size / n,
-        "train_seconds": train_seconds,
+        **({} if train_seconds is None else {"train_seconds": train_seconds}),
         **{name: float(score) for name, score in scores.items()},
     }
 
 
-def _not_finite(state: State) -> str:
-    return "parameters are not finite" if jnp.isfinite(state.loss) else "loss is not finite"
+def ending(state: State) -> tuple[str, str]:
+    """Status and reason of a trial that ends in this state."""
+    if state.finite:
+        return "finished", ""
+    return "diverged", f"{'parameters are' if np.isfinite(state.loss) else 'loss is'} not finite"
 
 
 def params_sha256(params: Params) -> str:
     """SHA-256 of the parameters' paths and bytes."""
     digest = hashlib.sha256()
-    whole = jax.jit(lambda x: x, out_shardings=devices.whole())(params)
-    for path, leaf in sorted(flatten_dict(whole, sep="/").items()):
+    for path, leaf in sorted(flatten_dict(params, sep="/").items()):
         digest.update(path.encode() + np.asarray(leaf).tobytes())
     return digest.hexdigest()
 
 
-def _header(
-    trial: Trial, course: Course, state: State, cache: Mapping[str, int], command: str
+def header_row(
+    trial: Trial,
+    params: Params,
+    used: int,
+    *,
+    compilation_cache: Mapping[str, int],
+    command: str,
+    checkpointed: bool = False,
+    batch: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
+    """The first line of a record.
+
+    Args:
+      trial: whose it is.
+      params: shapes of the student's parameters.
+      used: how many devices it runs on.
+      compilation_cache: hits and misses.
+      command: what started it.
+      checkpointed: whether activations are computed twice, since they do not fit.
+      batch: of a batched trial, which is not timed: "id", "size", "vectorized".
+    """
     task, identity = trial.task, trial.identity()
     return {
         "kind": "header",
@@ -289,9 +341,10 @@ def _header(
         **identity,
         "batch_size": task.batch_size,
         "target": task.target._asdict(),
-        "timed": True,
+        "timed": batch is None,
+        **({"batch": dict(batch)} if batch else {}),
         "versions": provenance.versions(),
-        "device": provenance.device() | {"used": jax.tree.leaves(state.params)[0].sharding.num_devices},
+        "device": provenance.device() | {"used": used},
         "precision": {
             "parameters": "float32",
             "student": task.precision if has_precision(task.student) else "float32",
@@ -303,11 +356,11 @@ def _header(
         "git": provenance.git(),
         "command": command,
         "started_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "compilation_cache": dict(cache),
+        "compilation_cache": dict(compilation_cache),
         "student": {
-            "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
-            "checkpointed": trial.compile().checkpointed,
-            "flops_per_example": _flops_per_example(task, state.params, course.world.images.shape[1:]),
+            "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
+            "checkpointed": checkpointed,
+            "flops_per_example": _flops_per_example(task, trial.protocol),
         },
         "teacher": {
             name: {
@@ -319,12 +372,14 @@ def _header(
     }
 
 
-def _flops_per_example(task: Task, params: Params, image_shape: tuple[int, ...]) -> float | None:
+@functools.cache
+def _flops_per_example(task: Task, protocol: str) -> float | None:
     """FLOPs of the student's forward pass, as XLA counts them; None where it does not."""
+    image_shape = load_course(task, protocol).world.images.shape[1:]
     batch = jax.ShapeDtypeStruct((8, *image_shape), jnp.float32)
-    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
     network = task.in_precision(task.student)
-    cost = jax.jit(network.apply).lower({"params": shapes}, batch).cost_analysis()
+    shapes = jax.eval_shape(network.init, random.key(0), batch)
+    cost = jax.jit(network.apply).lower(shapes, batch).cost_analysis()
     return cost["flops"] / batch.shape[0] if cost and "flops" in cost else None
 
 

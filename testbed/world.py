@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import Array, random
 
 from testbed import devices, teachers
+from testbed.examination import Exam
 from testbed.lessons import PROTOCOLS, Batch, Lesson
 from testbed.tasks.task import Task
 
@@ -42,21 +43,26 @@ class Course(NamedTuple):
       world: of a step; of a stream, shapes instead of arrays where images would be.
       worlds: seed, first step -> pairs of a world and the step up to which it serves.
       make_examine: student, shapes of its parameters -> a function of parameters to their scores.
+      exam: the examination, where it fits the devices.
     """
 
     n: int
     world: World
     worlds: Callable[[int, int], Iterator[tuple[World, int]]]
     make_examine: Callable[[Student, Params], Callable[[Params], dict[str, float]]]
+    exam: Exam | None = None
 
 
-def make_keys(seed: int) -> Keys:
-    """Keys of a seed, on all devices."""
-    return jax.jit(_split, out_shardings=devices.whole())(seed)
+def make_keys(seed: int, lesson_seed: int | None = None) -> Keys:
+    """Keys of a student's seed, and of its lessons' where that is another one; on all devices."""
+    of_lessons = seed if lesson_seed is None else lesson_seed
+    return jax.jit(split_seeds, out_shardings=devices.whole())(seed, of_lessons)
 
 
-def _split(seed: Array) -> Keys:
-    return Keys(*random.split(random.key(seed), 3))
+def split_seeds(seed: Array, lesson_seed: Array) -> Keys:
+    """Keys of a student's seed and of its lessons'."""
+    weights, _, optimizer = random.split(random.key(seed), 3)
+    return Keys(weights, random.split(random.key(lesson_seed), 3)[1], optimizer)
 
 
 def make_lesson(task: Task, protocol: str, world: World, key: Array, step: Array) -> Lesson:

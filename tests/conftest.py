@@ -27,6 +27,11 @@ def _compilation_cache() -> None:
 @pytest.fixture(scope="session")
 def tiny() -> Task:
     """`digits` with a student and batches so small that a trial takes a second."""
+    return make_tiny()
+
+
+def make_tiny() -> Task:
+    """The same, for other processes."""
     return dataclasses.replace(
         TASKS["digits"],
         name="tiny",

@@ -74,7 +74,7 @@ def compile_step(args: Any) -> str:
     from testbed.models import convolution
     from testbed.programs import compile_init, make_functions
     from testbed.tasks import TASKS
-    from testbed.world import _split
+    from testbed.world import split_seeds
 
     # Convolutions as on accelerators, instead of patches times a matrix.
     convolution.jax = Accelerated(jax)  # type: ignore[assignment, attr-defined]
@@ -101,7 +101,7 @@ def compile_step(args: Any) -> str:
         return placed(shapes, devices.parameters(shapes))
 
     world = streamed.world_shapes(task, "function_matching", tuple(params_of(n) for n in task.teachers))
-    keys = jax.eval_shape(_split, 0)
+    keys = jax.eval_shape(split_seeds, 0, 0)
     keys = placed(keys, jax.tree.map(lambda _: devices.whole(), keys))
     import functools
 

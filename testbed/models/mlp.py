@@ -13,9 +13,25 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array) -> Array:
-        x = images.reshape(images.shape[0], -1)
+        x = images.reshape(images.shape[0], -1).T
         for i, width in enumerate(self.widths, start=1):
-            x = nn.Dense(width, kernel_init=nn.initializers.he_normal(), name=f"dense{i:02}")(x)
-            x = jax.nn.relu(x)
+            x = jax.nn.relu(_Dense(width, nn.initializers.he_normal(), name=f"dense{i:02}")(x))
         # The paper's students start at the uniform distribution.
-        return nn.Dense(self.classes, kernel_init=nn.initializers.zeros, name="head")(x)
+        return _Dense(self.classes, nn.initializers.zeros, name="head")(x).T
+
+
+class _Dense(nn.Module):
+    """flax's Dense with its activations [features, batch].
+
+    The gradient of a kernel is then a product along both arrays' last axes. Along their first ones, as
+    it would be for [batch, features], XLA's is at a third of the speed of other products on CPU.
+    """
+
+    features: int
+    kernel_init: nn.initializers.Initializer
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        kernel = self.param("kernel", self.kernel_init, (x.shape[0], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        return kernel.T @ x + bias[:, None]
