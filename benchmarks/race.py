@@ -2,7 +2,7 @@
 
     python benchmarks/race.py --opt adam --opt shampoo --seeds 5
 
-The first is the baseline. For each seed, the rivals' trials are interleaved segment by segment, in
+The first is the baseline. For each seed, the rivals' trials take turns of a twentieth of a second, in
 rotating order; then seconds to the target are compared by ratios paired by seed, with their 95 %
 intervals, beside steps. The same optimizer given twice races itself, and should come out at 1.
 """
@@ -39,6 +39,10 @@ from testbed.errors import RequestError
 from testbed.lessons import PROTOCOLS
 from testbed.tasks.task import Task
 from testbed.trial import Progress, Trial, run
+
+# Seconds of a turn. When the machine becomes slower or faster, one rival alone feels it for what is left
+# of a turn: with turns from one measurement to the next, that was most of what noise was left.
+TURN = 0.05
 
 Lanes = Mapping[str, tuple[Spec, Mapping[str, Any]]]  # name -> optimizer, its hyperparameters
 Heat = Mapping[str, Trial]  # lane -> its trial: all of one seed
@@ -198,7 +202,9 @@ def run_heat(
             for position, (lane, trial) in enumerate(heat.items())
         ]
         trials = [
-            stack.enter_context(closing(run(trial, folder / lane, command=command, fresh=fresh)))
+            stack.enter_context(
+                closing(run(trial, folder / lane, command=command, fresh=fresh, dispatch=TURN))
+            )
             for lane, trial in heat.items()
         ]
         for number, at in interleave(trials, first):
@@ -216,8 +222,8 @@ def interleave(trials: Sequence[Iterator[Progress]], first: int = 0) -> Iterator
     """Advances trials in turn, a segment each, until all have ended; their number and progress.
 
     The order is rotated by one place after each round, so that each goes first equally often. Who is
-    ahead in steps waits for the others: where segments are as long as time allows and not as the next
-    measurement is away, rivals still do the same steps at the same time.
+    ahead in steps waits for the others: however many steps make a segment of each, the rivals do the
+    same steps at the same time.
 
     Args:
       trials: from `testbed.trial.run`.

@@ -10,9 +10,10 @@ from scipy import stats
 
 from analysis import race as statistics
 from benchmarks import commands, race
+from optimizers import registry
 from testbed import records
 from testbed.tasks import TASKS
-from testbed.trial import Progress
+from testbed.trial import Progress, run
 from tests.test_analysis import FAST, NEVER, SLOW, write
 from tests.test_trial import without_times
 
@@ -87,6 +88,11 @@ def test_trouble_of_the_machine_leaves_the_ratio_of_interleaved_trials():
     told = statistics.estimate(raced)
     assert told.low <= 1 <= told.high
     assert np.std(np.log(raced)) < np.std(np.log(apart)) / 4
+
+
+def test_turns_are_as_short_as_asked_for(tiny, tmp_path):
+    trial = commands.make_trial(tiny, "function_matching", registry.find("adam"), 12, 0, {})
+    assert [at.step for at in run(trial, tmp_path, dispatch=0.0)] == list(range(13))
 
 
 def test_the_interval_is_scipys_on_logarithms():
