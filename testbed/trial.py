@@ -127,7 +127,9 @@ def measured_steps(task: Task, total_steps: int) -> list[int]:
     return [*range(0, total_steps, every), total_steps]
 
 
-def run(trial: Trial, out: Path, *, command: str = "", fresh: bool = False) -> Generator[Progress]:
+def run(
+    trial: Trial, out: Path, *, command: str = "", fresh: bool = False, dispatch: float = math.inf
+) -> Generator[Progress]:
     """Runs a trial, or what is left of it, and tells its progress after every dispatch.
 
     A finished trial is not run again; an interrupted one goes on from its checkpoint and ends
@@ -139,6 +141,7 @@ def run(trial: Trial, out: Path, *, command: str = "", fresh: bool = False) -> G
       out: folder of records; the trial's own is `trial.record_path(out)`.
       command: for the header.
       fresh: forget what is there of this trial.
+      dispatch: seconds that a dispatch should take at most, if less than `DISPATCH`.
 
     Raises:
       RequestError: the optimizer fails on the student's parameters, `out` cannot be written, or
@@ -154,7 +157,7 @@ def run(trial: Trial, out: Path, *, command: str = "", fresh: bool = False) -> G
             path.unlink(missing_ok=True)
             checkpoints.delete()
         if not devices.agree_any(first and is_finished(path)):
-            yield from _run(trial, path, checkpoints, command)
+            yield from _run(trial, path, checkpoints, command, dispatch)
         checkpoints.close()
         devices.agree_any(True)  # all have written what they write
         if first:
@@ -169,7 +172,9 @@ def is_finished(path: Path) -> bool:
     return end is not None and end["status"] in ("finished", "diverged")
 
 
-def _run(trial: Trial, path: Path, checkpoints: Checkpoints, command: str) -> Generator[Progress]:
+def _run(
+    trial: Trial, path: Path, checkpoints: Checkpoints, command: str, most: float
+) -> Generator[Progress]:
     ledger, task, total = Ledger(), trial.task, trial.total_steps
     with ledger.on("setup_s"):
         course = load_course(task, trial.protocol)
@@ -239,7 +244,7 @@ def _run(trial: Trial, path: Path, checkpoints: Checkpoints, command: str) -> Ge
                 jax.block_until_ready((state, params))
                 per_step = (time.perf_counter() - begun) / (stop - first)
                 step, finite = int(state.step), bool(state.finite)
-            dispatch = max(1, min(4 * dispatch, int(DISPATCH / per_step)))
+            dispatch = max(1, min(4 * dispatch, int(min(most, DISPATCH) / per_step)))
     except GeneratorExit:
         save()
         raise

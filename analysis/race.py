@@ -1,0 +1,152 @@
+"""Statistics of a race: ratios paired by seed, with intervals; pure functions on frames."""
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+from scipy import stats
+
+from analysis import comparison, frames
+from testbed import records
+
+QUANTITIES = ("seconds_to_target", "steps_to_target", "seconds_per_step")
+
+
+class Ratio(NamedTuple):
+    """A geometric mean of n ratios with its 95 % interval, which is NaN for fewer than two."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    def __str__(self) -> str:
+        if self.n < 2:  # too few for an interval
+            return f"{self.value:.4g}" if self.n else "-"
+        return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
+
+
+def estimate(ratios: ArrayLike) -> Ratio:
+    """The geometric mean of independent ratios, with Student's t-interval on their logarithms.
+
+    Exact where the logarithms are normal, for however few; a bootstrap of five values covers far less
+    than it says. NaNs are left out. Where all ratios are the same, the interval is that point.
+    """
+    array = np.asarray(ratios, float)
+    logs = np.log(array[~np.isnan(array)])
+    n = len(logs)
+    if not n:
+        return Ratio(np.nan, np.nan, np.nan, 0)
+    mean = float(logs.mean())
+    half = np.nan
+    if n > 1:
+        half = float(stats.t.ppf(0.975, n - 1) * logs.std(ddof=1) / np.sqrt(n))
+    value, low, high = (float(np.exp(x)) for x in (mean, mean - half, mean + half))
+    return Ratio(value, low, high, n)
+
+
+def load(folder: Path, lanes: Sequence[str], run_ids: Collection[str]) -> pd.DataFrame:
+    """Measurements of a race's trials as in `frames.load`, with the lane as `label`."""
+    parts = []
+    for lane in lanes:
+        frame, _ = frames.load(folder / lane)
+        parts.append(frame[frame["run_id"].isin(list(run_ids))].assign(label=lane))
+    return pd.concat(parts, ignore_index=True)
+
+
+def resumed_seeds(paths: Sequence[Path]) -> list[int]:
+    """Seeds of the records whose trials were interrupted and resumed."""
+    found = [records.read(path) for path in paths]
+    return sorted({r.header["seed"] for r in found if not r.end or r.end["resumed"]})
+
+
+def pairs(frame: pd.DataFrame, baseline: str) -> pd.DataFrame:
+    """One row per lane and seed, from measurements whose `label` is the lane.
+
+    Columns: lane, seed, status, steps and seconds (all of the trial), metric (the target's, at the end),
+    steps_to_target, seconds_to_target (NaN: never), seconds_per_step; for each of the last three, its
+    `ratio_of_...` to the baseline's on that seed; and bound. Where one of the two was never at the
+    target, the ratio to target counts its whole trial, and bound says what the ratio then is: "at least"
+    or "at most" that. Where neither was, it is NaN, and bound "none".
+    """
+    # Rivals with the same run_id are told apart by their lane.
+    ends = comparison.trials(frame.assign(run_id=frame["label"] + "/" + frame["run_id"]))
+    metric = ends["target_metric"].iloc[0]
+    table = pd.DataFrame(
+        {
+            "lane": ends["label"],
+            "seed": ends["seed"],
+            "status": ends["status"],
+            "steps": ends["step"],
+            "seconds": ends["train_seconds"],
+            "metric": ends[metric],
+            "steps_to_target": ends["steps_to_target"],
+            "seconds_to_target": ends["seconds_to_target"],
+            "seconds_per_step": ends["train_seconds"] / ends["step"].where(ends["step"] > 0),
+        }
+    ).astype({"steps_to_target": float, "seconds_to_target": float})
+    reached = table["steps_to_target"].notna()
+    counted = table.assign(
+        steps_to_target=table["steps_to_target"].fillna(table["steps"]),
+        seconds_to_target=table["seconds_to_target"].fillna(table["seconds"]),
+        reached=reached,
+    )
+    base = counted[counted["lane"] == baseline].set_index("seed")
+    base_reached = table["seed"].map(base["reached"])
+    for name in QUANTITIES:
+        table[f"ratio_of_{name}"] = counted[name] / table["seed"].map(base[name])
+        if name.endswith("_to_target"):
+            table.loc[~(reached | base_reached), f"ratio_of_{name}"] = np.nan
+    table["bound"] = np.select(
+        [reached & base_reached, base_reached, reached], ["", "at least", "at most"], "none"
+    )
+    lanes = list(dict.fromkeys(frame["label"]))
+    table["lane"] = pd.Categorical(table["lane"], lanes)
+    return table.sort_values(["lane", "seed"], ignore_index=True).astype({"lane": str})
+
+
+def standings(table: pd.DataFrame) -> pd.DataFrame:
+    """One row per lane, from `pairs`: medians over seeds; seeds never at the target count as later."""
+    rows = []
+    for lane, group in table.groupby("lane", sort=False):
+        reached = group["steps_to_target"].notna()
+        to_target = group[["steps_to_target", "seconds_to_target"]].fillna(np.inf).median()
+        most = bool(np.isfinite(to_target["steps_to_target"]))
+        rows.append(
+            {
+                "optimizer": lane,
+                "reached": f"{reached.sum()} of {len(group)}",
+                "steps to target": f"{to_target['steps_to_target']:.0f}" if most else "not reached",
+                "seconds to target": f"{to_target['seconds_to_target']:.2f}" if most else "not reached",
+                "ms per step": f"{1000 * group['seconds_per_step'].median():.3f}",
+                "at the end": f"{group['metric'].median():.4f}",
+                "diverged": str((group["status"] == "diverged").sum()),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def sentence(table: pd.DataFrame, lane: str, baseline: str, target: str) -> str:
+    """How a lane did against the baseline, from `pairs`; seeds that missed the target are told."""
+    group = table[table["lane"] == lane]
+    both = group[group["bound"] == ""]
+    per_step = estimate(group["ratio_of_seconds_per_step"])
+    closing = f"{per_step} of its seconds per step; n = {len(group)}"
+    closing += ", no interval" if len(group) < 2 else ""
+    if both.empty:
+        told = f"{lane}: on no seed were both it and {baseline} at {target}; {closing}"
+    else:
+        seconds, steps = (estimate(both[f"ratio_of_{name}"]) for name in QUANTITIES[:2])
+        told = f"{lane}: {seconds} of {baseline}'s seconds to {target}, {steps} of its steps"
+        if len(both) < len(group):
+            told += f" (of {len(both)} of {len(group)} seeds where both reached it"
+            told += ")" if len(both) > 1 else ", no interval)"
+        told += f", {closing}"
+    for bound, alone, extreme in (("at least", baseline, min), ("at most", lane, max)):
+        missed = group.loc[group["bound"] == bound, "ratio_of_seconds_to_target"]
+        if len(missed):
+            told += f"; {alone} alone reached it on {len(missed)}: {bound} {extreme(missed):.4g} there"
+    return told

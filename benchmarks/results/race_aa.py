@@ -1,0 +1,77 @@
+"""Whether a race tells the truth where it is known: an optimizer against itself, many times.
+
+    python benchmarks/results/race_aa.py --races 20
+
+Race k is of seeds k * S to k * S + S - 1. The ratio is 1; a 95 % interval should contain it in 19 of 20
+races, and be narrow. Races that are finished are not run again.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from analysis import race as statistics
+from benchmarks.commands import add_task_options, choose_task, positive, serve
+from benchmarks.race import make_heats, make_lanes, measure, run_race
+
+TABLE = Path(__file__).with_suffix(".csv")
+
+
+def main() -> None:
+    """Runs the races, prints and writes the table."""
+    p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    p.add_argument("--opt", default="adam", metavar="NAME", help="default: %(default)s")
+    p.add_argument("--races", type=positive, default=20, metavar="N", help="default: %(default)s")
+    p.add_argument(
+        "--seeds", type=positive, default=5, metavar="S", help="of each; default: %(default)s"
+    )
+    p.add_argument("--out", type=Path, default=Path("runs/race-aa"), metavar="DIR", help="records")
+    p.add_argument("--table", type=Path, default=TABLE, metavar="PATH", help="default: beside this file")
+    p.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    add_task_options(p)
+    args = p.parse_args()
+    task, steps, published = choose_task(args)
+    lanes = make_lanes([args.opt] * 2, [], published)
+    rows = []
+    for number in range(args.races):
+        seeds = range(number * args.seeds, (number + 1) * args.seeds)
+        heats = make_heats(task, args.protocol, lanes, steps, seeds)
+        run_race(heats, args.out)
+        baseline, rival = lanes
+        table = statistics.pairs(measure(heats, args.out), baseline)
+        rows += describe(table[table["lane"] == rival], number)
+        print(f"race {number}: {'; '.join(row['told'] for row in rows[-2:])}", flush=True)
+    races = pd.DataFrame(rows).drop(columns="told")
+    races.to_csv(args.table, index=False)
+    for of, group in races.groupby("of", sort=False):
+        print(
+            f"{of}: {group['contains_1'].sum()} of {len(group)} intervals contain 1; "
+            f"median width {group['width'].median():.2%}"
+        )
+
+
+def describe(rival: pd.DataFrame, number: int) -> list[dict[str, Any]]:
+    """A row for seconds to target, where the target was reached, and one for seconds per step."""
+    reached = rival[rival["bound"] == ""]
+    rows: list[dict[str, Any]] = []
+    for of, ratios in (
+        ("seconds to target", reached["ratio_of_seconds_to_target"]),
+        ("seconds per step", rival["ratio_of_seconds_per_step"]),
+    ):
+        ratio = statistics.estimate(ratios)
+        rows.append(
+            {"race": number, "of": of}
+            | ratio._asdict()
+            | {
+                "width": ratio.high - ratio.low,
+                "contains_1": ratio.low <= 1 <= ratio.high,
+                "told": f"{of} {ratio}",
+            }
+        )
+    return rows
+
+
+if __name__ == "__main__":
+    serve(main)

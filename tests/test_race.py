@@ -1,0 +1,220 @@
+"""Races: rivals in turn, ratios that are paired, intervals that cover."""
+
+import dataclasses
+import signal
+from types import MappingProxyType
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from analysis import race as statistics
+from benchmarks import commands, race
+from optimizers import registry
+from testbed import records
+from testbed.tasks import TASKS
+from testbed.trial import Progress, run
+from tests.test_analysis import FAST, NEVER, SLOW, write
+from tests.test_trial import without_times
+
+
+@pytest.fixture
+def tiny_task(tiny, monkeypatch):
+    """Registers the tiny task under its name, with a target that adam reaches on its way."""
+    task = dataclasses.replace(
+        tiny,
+        horizons=MappingProxyType({"short": 40}),
+        target=tiny.target._replace(value=1.6),
+    )
+    monkeypatch.setattr(commands, "TASKS", {**TASKS, "tiny": task})
+
+
+def lane(steps):
+    """A trial's progress that is at these steps."""
+    for step in steps:
+        yield Progress(step, max(steps), 0.0, {})
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+@pytest.mark.parametrize("first", [0, 1, 5])
+def test_each_trial_has_each_place_equally_often_and_all_its_segments(count, first):
+    rounds = 6 * count
+    seen = list(race.interleave([lane(range(rounds)) for _ in range(count)], first))
+    for number in range(count):
+        assert [at.step for n, at in seen if n == number] == list(range(rounds))
+    orders = [[n for n, _ in seen[i : i + count]] for i in range(0, len(seen), count)]
+    assert orders[0][0] == first % count
+    for place in range(count):
+        at_place = [order[place] for order in orders]
+        assert all(at_place.count(number) == rounds // count for number in range(count))
+
+
+def test_whoever_is_ahead_in_steps_waits():
+    """Segments of 4 steps against segments of 1: never a segment apart."""
+    at = [0, 0]
+    for number, progress in race.interleave([lane(range(0, 41, 4)), lane(range(41))]):
+        at[number] = progress.step
+        assert abs(at[0] - at[1]) <= 4
+    assert at == [40, 40]
+
+
+def test_who_ends_early_drops_out_and_the_others_go_on_in_turn():
+    seen = list(race.interleave([lane([0, 3]), lane(range(9)), lane(range(9))]))
+    rest = [n for n, at in seen if at.step > 3]
+    assert sorted(rest) == [1] * 5 + [2] * 5
+    firsts = rest[::2]
+    assert abs(firsts.count(1) - firsts.count(2)) <= 1
+
+
+def test_trouble_of_the_machine_leaves_the_ratio_of_interleaved_trials():
+    """A machine that is up to four times slower for a while, on and off, at random."""
+    rng = np.random.default_rng(0)
+    slowness = np.repeat(rng.uniform(1, 4, 400), rng.integers(3, 40, 400))
+
+    def seconds(order):
+        """What the two spend, if they use the machine in this order."""
+        spent = [0.0, 0.0]
+        for moment, number in enumerate(order):
+            spent[number] += slowness[moment]
+        return spent[1] / spent[0]
+
+    segments = 25
+    raced, apart = [], []
+    for seed in range(40):
+        turns = race.interleave([lane(range(segments)), lane(range(segments))], seed)
+        raced.append(seconds([n for n, _ in turns]))
+        apart.append(seconds([0] * segments + [1] * segments))
+        slowness = np.roll(slowness, -2 * segments)
+    told = statistics.estimate(raced)
+    assert told.low <= 1 <= told.high
+    assert np.std(np.log(raced)) < np.std(np.log(apart)) / 4
+
+
+def test_turns_are_as_short_as_asked_for(tiny, tmp_path):
+    trial = commands.make_trial(tiny, "function_matching", registry.find("adam"), 12, 0, {})
+    assert [at.step for at in run(trial, tmp_path, dispatch=0.0)] == list(range(13))
+
+
+def test_the_interval_is_scipys_on_logarithms():
+    ratios = np.exp(np.random.default_rng(0).normal(0.3, 0.2, 7))
+    told = statistics.estimate(ratios)
+    expected = np.exp(stats.ttest_1samp(np.log(ratios), 0).confidence_interval(0.95))
+    assert (told.low, told.high) == pytest.approx(tuple(expected))
+    assert told.value == pytest.approx(stats.gmean(ratios))
+    inverse = statistics.estimate(1 / ratios)
+    assert inverse.value == pytest.approx(1 / told.value), "who is called the baseline does not matter"
+
+
+def test_the_interval_covers_what_it_says():
+    rng = np.random.default_rng(0)
+    told = [statistics.estimate(np.exp(rng.normal(0.5, 0.1, 5))) for _ in range(2000)]
+    assert 0.93 <= np.mean([t.low <= np.exp(0.5) <= t.high for t in told]) <= 0.97
+
+
+def test_intervals_of_few_and_of_equal_ratios():
+    assert statistics.estimate([1.0] * 5) == (1, 1, 1, 5)
+    assert str(statistics.estimate([2.0])) == "2", "one pair has no interval"
+    assert str(statistics.estimate([])) == "-"
+
+
+def test_a_miss_is_told_and_bounds_the_ratio(tmp_path):
+    """At even steps of 25 and 0.1 s: FAST is at the target after 25 steps, SLOW after 75."""
+    for seed in range(4):
+        write(tmp_path / "base", "adam", seed, SLOW if seed < 3 else NEVER)
+        write(tmp_path / "rival", "adam", seed, (FAST, FAST, NEVER, FAST)[seed])
+        write(tmp_path / "lost", "adam", seed, NEVER)
+    run_ids = {path.stem for path in records.paths(tmp_path)}
+    assert len(run_ids) == 4, "the lanes' trials have the same run_ids"
+    frame = statistics.load(tmp_path, ["base", "rival", "lost"], run_ids)
+    table = statistics.pairs(frame, "base")
+    assert list(table["lane"].unique()) == ["base", "rival", "lost"]
+    rival = table[table["lane"] == "rival"]
+    assert list(rival["bound"]) == ["", "", "at least", "at most"]
+    assert list(rival["ratio_of_steps_to_target"]) == pytest.approx([1 / 3, 1 / 3, 4 / 3, 1 / 4])
+    assert list(table[table["lane"] == "lost"]["bound"]) == ["at least"] * 3 + ["none"]
+    assert list(statistics.standings(table)["reached"]) == ["3 of 4", "3 of 4", "0 of 4"]
+    assert statistics.sentence(table, "rival", "base", "kl <= 1") == (
+        "rival: 0.3333 [0.3333, 0.3333] of base's seconds to kl <= 1, 0.3333 [0.3333, 0.3333] of its "
+        "steps (of 2 of 4 seeds where both reached it), 1 [1, 1] of its seconds per step; n = 4; base "
+        "alone reached it on 1: at least 1.333 there; rival alone reached it on 1: at most 0.25 there"
+    )
+    assert statistics.sentence(table, "lost", "base", "kl <= 1").startswith("lost: on no seed were both")
+
+
+def test_an_optimizer_against_itself_takes_the_same_steps_to_the_same_bits(command, tiny_task, tmp_path):
+    words = ["--task", "tiny", "--opt", "adam", "--opt", "adam", "--seeds", "2"]
+    status, stdout, stderr = command(race, *words)
+    assert status == 0
+    assert stderr == "", "silent in a pipe"
+    (folder,) = (tmp_path / "runs" / "race").iterdir()
+    lanes = [records.read_folder(folder / name) for name in ("adam", "adam-2")]
+    assert len(lanes[0]) == len(lanes[1]) == 2
+    for one, other in zip(*lanes, strict=True):
+        assert one.end["status"] == other.end["status"] == "finished"
+        assert without_times(one) == without_times(other)
+        assert records.first_reaching(one.measurements, one.header["target"])["step"] > 0
+    assert "1 [1, 1] of its steps" in stdout
+    assert "adam-2 2 of 2" in " ".join(stdout.split())
+    assert "interrupted" not in stdout
+    for name in ("race-tiny-40.csv", "race-tiny-40.png", "race-tiny-40-by-step.svg"):
+        assert (tmp_path / "report" / name).exists()
+    before = {path: path.read_bytes() for path in records.paths(folder)}
+    assert command(race, *words)[:2] == (0, stdout)
+    assert before == {path: path.read_bytes() for path in before}, "nothing is run twice"
+    status, stdout, _ = command(race, *words, "--hp", "adam-2.learning_rate=0.02")
+    assert status == 0
+    assert len(list(folder.parent.iterdir())) == 2, "other rivals, another race: adam runs again"
+
+
+def test_interrupted_all_save_and_the_same_command_resumes_and_tells(
+    command, tiny_task, tmp_path, monkeypatch
+):
+    words = ["--task", "tiny", "--opt", "adam", "--opt", "sgd", "--seeds", "1"]
+    assert command(race, *words, "--out", "whole")[0] == 0
+    turns = race.interleave
+
+    def with_a_signal(trials, first):
+        for count, turn in enumerate(turns(trials, first)):
+            if count == 6:
+                signal.raise_signal(signal.SIGINT)
+            yield turn
+
+    monkeypatch.setattr(race, "interleave", with_a_signal)
+    status, _, stderr = command(race, *words)
+    assert status == 130
+    assert "the same command resumes it" in stderr
+    assert stderr.count("\n") == 1
+    assert len(list((tmp_path / "runs").rglob("*.checkpoint"))) == 2
+    monkeypatch.setattr(race, "interleave", turns)
+    status, stdout, _ = command(race, *words)
+    assert status == 0
+    assert "Seeds 0 were interrupted and resumed" in stdout
+    for one, other in zip(
+        *map(records.read_folder, (tmp_path / "whole", tmp_path / "runs")), strict=True
+    ):
+        assert without_times(one) == without_times(other)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "two rivals or more"),
+        (["--opt", "adam"], "two rivals or more"),
+        (["--opt", "adam", "--opt", "shampo"], "the nearest is 'shampoo'"),
+        (["--opt", "adam", "--opt", "no_transformation.py"], "AttributeError"),
+        (["--opt", "adam", "--opt", "adam", "--hp", "adam-3.b1=0"], "not among the optimizers"),
+        (["--opt", "adam", "--opt", "sgd", "--hosts", "auto"], "on one machine"),
+        (["--opt", "adam", "--opt", "sgd", "--protocol", "fixed"], "the nearest is 'fixed_teacher'"),
+        (["--opt", "adam", "--opt", "sgd", "--report", "file/report"], "choose another folder"),
+        (["--opt", "adam", "--opt", "sgd", "--out", "file/runs"], "choose another folder"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(command, tiny_task, tmp_path, words, message):
+    (tmp_path / "file").touch()
+    (tmp_path / "no_transformation.py").write_text("def build(total_steps):\n    return 3\n")
+    status, stdout, stderr = command(race, "--task", "tiny", *words)
+    assert status == 2
+    assert message in stderr
+    assert stderr.count("\n") == 1
+    assert stdout == ""
+    assert not list(tmp_path.rglob("*.jsonl")), "no record is left half-begun"
