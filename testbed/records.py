@@ -12,15 +12,12 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from testbed.errors import RequestError
 
 SCHEMA = 1
-
-
-class Busy(RequestError):  # noqa: N818 (a state, more than an error)
-    """Another process runs the trial."""
+TAIL = 65536  # bytes: longer than any row
 
 
 class Trouble(NamedTuple):
@@ -133,29 +130,75 @@ def first_reaching(
     return None
 
 
+def last_row(path: Path) -> dict[str, Any] | None:
+    """The last whole row of a record, without reading the rest; None where there is none."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
+            lines = file.read().split(b"\n")[:-1]
+    except OSError:
+        return None
+    for line in reversed(lines):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and "kind" in row:
+            return row
+    return None
+
+
+class Busy(RequestError):  # noqa: N818 (whoever waits needs no error)
+    """Another process runs the trial."""
+
+
 @contextmanager
 def lock(record: Path) -> Iterator[None]:
     """Keeps a record's file to this process while it runs the trial.
 
     Raises:
-      RequestError: another process has it, or the folder cannot be written.
+      Busy: another process has it.
+      RequestError: the folder cannot be written.
     """
     path = record.with_suffix(".lock")
-    try:
-        record.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("wb")
-    except OSError as error:
-        raise RequestError(
-            f"--out: cannot write {record.parent} ({error.strerror}); choose another folder"
-        ) from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise Busy(
-                f"trial {record.stem} is being run by another process; wait for it, or use another --out"
-            ) from error
+    with _open_locked(record, path):
         try:
             yield
         finally:
             path.unlink(missing_ok=True)
+
+
+def _open_locked(record: Path, path: Path) -> BinaryIO:
+    while True:
+        try:
+            record.parent.mkdir(parents=True, exist_ok=True)
+            file = path.open("wb")
+        except OSError as error:
+            raise RequestError(
+                f"--out: cannot write {record.parent} ({error.strerror}); choose another folder"
+            ) from error
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.stat().st_ino == os.fstat(file.fileno()).st_ino:
+                return file
+        except BlockingIOError as error:
+            file.close()
+            raise Busy(
+                f"trial {record.stem} is being run by another process; wait for it, or use another --out"
+            ) from error
+        except FileNotFoundError:
+            pass
+        # Whoever had the lock removed the file after it was opened here: a lock on it keeps nobody out.
+        file.close()
+
+
+def is_held(record: Path) -> bool:
+    """Whether another process runs the trial at this moment."""
+    try:
+        with record.with_suffix(".lock").open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass
+    return False

@@ -1,5 +1,6 @@
 """Records and checkpoints: nothing is lost, nothing damaged is fatal."""
 
+import fcntl
 import json
 from typing import NamedTuple
 
@@ -100,6 +101,42 @@ def test_a_folder_that_cannot_be_written_is_refused_and_a_lock_is_released(tmp_p
         ):
             pass
     assert list(tmp_path.glob("*.lock")) == []
+
+
+def test_a_lock_on_a_file_that_its_holder_removed_keeps_nobody_out_and_is_not_taken(
+    tmp_path, monkeypatch
+):
+    """Opened by this process, then removed by the holder that ends, then made anew by a third."""
+    path, flock, third = tmp_path / "a.jsonl", fcntl.flock, []
+
+    def too_late(file, operation):
+        if not third:
+            path.with_suffix(".lock").unlink()
+            third.append(path.with_suffix(".lock").open("wb"))
+            flock(third[0], fcntl.LOCK_EX)
+        flock(file, operation)
+
+    monkeypatch.setattr(records.fcntl, "flock", too_late)
+    with pytest.raises(records.Busy), records.lock(path):
+        pass
+    assert records.is_held(path)
+    third[0].close()
+    assert not records.is_held(path)
+    with records.lock(path):
+        assert records.is_held(path)
+
+
+def test_the_last_row_is_the_last_whole_one_however_long_the_record(tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "TAIL", 200)
+    path = tmp_path / "a.jsonl"
+    assert records.last_row(path) is None
+    length = records.append(path, HEADER, *(measurement(i) for i in range(50)), at=0)
+    assert records.last_row(path) == measurement(49)
+    with path.open("ab") as file:
+        file.write(records.encode(measurement(50))[:-5])
+    assert records.last_row(path) == measurement(49)
+    records.append(path, measurement(51), at=length)
+    assert records.last_row(path) == measurement(51)
 
 
 class State(NamedTuple):

@@ -1,0 +1,226 @@
+"""Engines: wherever jobs run, and whatever dies, the records are the same and nothing is run twice."""
+
+import argparse
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from benchmarks import engines
+from benchmarks.commands import Interrupted, add_task_options
+from benchmarks.jobs import Job, Request
+from testbed import records
+from testbed.errors import RequestError
+from tests.test_trial import without_times
+
+# Ray and submitit leave sockets, files and processes to their ends.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray"),
+]
+ROOT = Path(__file__).parents[1]
+STEPS, RATES = 10, (0.01, 0.02, 0.03)
+
+# Notes every step that is computed. Where a file `deadly` is beside it, the first to come to step 7
+# takes it and dies; before, at step 3, it dawdles until a checkpoint is due.
+SPY = """
+import os, signal, time
+from pathlib import Path
+import jax, jax.numpy as jnp, optax
+
+HERE = Path(__file__).parent
+
+def build(total_steps, *, learning_rate=0.0):
+    def note(learning_rate, step):
+        with (HERE / "log").open("a") as file:
+            file.write(f"{learning_rate:.3g} {step}\\n")
+        if step == 3 and (HERE / "deadly").exists():
+            time.sleep(1.5)
+        if step == 7 and (HERE / "deadly").exists():
+            (HERE / "deadly").unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def update(grads, step, params=None, **extra):
+        jax.debug.callback(note, learning_rate, step)
+        return jax.tree.map(lambda g: -0.01 * (1 + learning_rate) * g, grads), step + 1
+
+    return optax.GradientTransformationExtraArgs(lambda params: jnp.int32(0), update)
+"""
+
+
+@pytest.fixture
+def spy(tmp_path) -> Path:
+    (tmp_path / "spy.py").write_text(SPY)
+    return tmp_path / "spy.py"
+
+
+def make_jobs(opt, out, rates=RATES) -> list[Job]:
+    options = argparse.ArgumentParser()
+    add_task_options(options)
+    task = vars(options.parse_args(["--protocol", "labels"]))
+    return [
+        Job(task, (Request(str(opt), STEPS, 0, {"learning_rate": rate}),), str(out), "", batched=False)
+        for rate in rates
+    ]
+
+
+def contents(out: Path) -> dict[str, list]:
+    found = records.read_folder(out)
+    assert all(record.troubles == [] for record in found)
+    return {record.path.name: without_times(record) for record in found}
+
+
+@pytest.mark.parametrize(("name", "address"), [("ray", None), ("slurm", "local")])
+def test_two_workers_of_which_one_is_killed_make_the_records_of_one_and_of_this_process(
+    spy, tmp_path, name, address
+):
+    engines.choose("local").run(make_jobs(spy, tmp_path / "here"))
+    here = contents(tmp_path / "here")
+    assert len(here) == len(RATES)
+    (tmp_path / "log").unlink()
+    (tmp_path / "deadly").touch()
+    engine = engines.choose(name, 2, address)
+    engine.run(make_jobs(spy, tmp_path / "two"))
+    assert not (tmp_path / "deadly").exists(), "one was killed"
+    assert contents(tmp_path / "two") == here
+    resumed = [record.end["resumed"] for record in records.read_folder(tmp_path / "two")]
+    assert sorted(resumed) == [0] * (len(RATES) - 1) + [1], "it went on from its checkpoint"
+    steps = Counter((tmp_path / "log").read_text().split("\n")[:-1])
+    assert len(steps) == len(RATES) * STEPS
+    assert len({line.split()[0] for line, count in steps.items() if count > 1}) == 1
+    assert max(steps.values()) == 2
+    engine.run(make_jobs(spy, tmp_path / "two"))
+    assert Counter((tmp_path / "log").read_text().split("\n")[:-1]) == steps, "nothing is run again"
+    if name == "ray":
+        engines.choose(name, 1, address).run(make_jobs(spy, tmp_path / "one"))
+        assert contents(tmp_path / "one") == here
+
+
+def test_two_sweeps_in_one_folder_run_nothing_twice_and_share_the_work(spy, tmp_path):
+    (tmp_path / "jobs").write_bytes(pickle.dumps(make_jobs(spy, tmp_path / "runs")))
+    code = (
+        "import pickle; from benchmarks import engines;"
+        f"engines.choose('local').run(pickle.load(open({str(tmp_path / 'jobs')!r}, 'rb')))"
+    )
+    (tmp_path / "deadly").touch()  # the first dies of it, and a third takes its place
+    both = [subprocess.Popen([sys.executable, "-c", code], cwd=ROOT) for _ in range(2)]
+    while all(process.poll() is None for process in both):
+        time.sleep(0.1)
+    both.append(subprocess.Popen([sys.executable, "-c", code], cwd=ROOT))
+    assert sorted(process.wait() for process in both) == [-9, 0, 0]
+    assert len(contents(tmp_path / "runs")) == len(RATES)
+    steps = Counter((tmp_path / "log").read_text().split("\n")[:-1])
+    assert len(steps) == len(RATES) * STEPS
+    assert len({line.split()[0] for line, count in steps.items() if count > 1}) == 1
+    assert not list(tmp_path.rglob("*.lock"))
+
+
+class Fake(NamedTuple):
+    """A worker whose job takes as long as it takes, unless `end` says how it ends."""
+
+    end: Exception | None
+    stopped: list
+
+    def ended(self) -> bool:
+        if self.end:
+            raise self.end
+        return bool(self.stopped)
+
+    def stop(self) -> None:
+        self.stopped.append(True)
+
+
+@pytest.mark.parametrize(
+    ("end", "starts"),
+    [(RequestError("no"), 2), (RuntimeError("no"), 2), (engines.Died("no"), 1 + engines.DEATHS)],
+)
+def test_a_job_that_fails_or_kills_its_workers_ends_the_sweep_and_stops_the_others(
+    tmp_path, end, starts
+):
+    started = []
+
+    def start(job):
+        started.append(Fake(None if not started else end, []))
+        return started[-1]
+
+    with pytest.raises((RequestError, RuntimeError), match="no"):
+        engines.Elsewhere(start, 2).run(make_jobs("sgd", tmp_path, RATES[:2]))
+    assert len(started) == starts
+    assert started[0].stopped
+
+
+def test_an_interrupt_stops_all_workers(tmp_path):
+    workers = []
+
+    def start(job):
+        workers.append(Fake(None, []))
+        if len(workers) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return workers[-1]
+
+    with pytest.raises(Interrupted):
+        engines.Elsewhere(start, 2).run(make_jobs("sgd", tmp_path))
+    assert [worker.stopped for worker in workers] == [[True], [True]]
+
+
+def test_workers_that_make_other_records_are_found_out(tmp_path):
+    done = Fake(None, [True])
+    with pytest.raises(RuntimeError, match="no finished record"):
+        engines.Elsewhere(lambda job: done, 2).run(make_jobs("sgd", tmp_path))
+
+
+def test_what_goes_wrong_in_a_worker_comes_back_in_one_line(spy, tmp_path):
+    (job,) = make_jobs("nowhere.py", tmp_path, RATES[:1])
+    assert isinstance(engines.attempt(job), RequestError)
+    spy.write_text("def build(total_steps, *, learning_rate=0.0):\n    raise KeyError('two\\nlines')")
+    (job,) = make_jobs(spy, tmp_path, RATES[:1])
+    error = str(engines.attempt(job))
+    assert "two" in error
+    assert "\n" not in error
+
+
+def test_progress_counts_what_any_process_has_done(tmp_path):
+    planned = [engines._plan(job) for job in make_jobs("sgd", tmp_path)]
+    (one,), (other,), (_,) = (plan.paths for plan in planned)
+    one.parent.mkdir(parents=True)
+    header = {"kind": "header", "schema": records.SCHEMA}
+    records.append(one, header, {"kind": "end", "status": "diverged", "step": 3}, at=0)
+    records.append(other, header, {"kind": "measurement", "step": 4}, at=0)
+    assert engines.done(planned) == (1, STEPS + 4)
+
+
+@pytest.mark.parametrize(
+    ("words", "missing", "message"),
+    [
+        (("ray",), "ray", r"not installed; pip install -e .\[ray\]"),
+        (("slurm",), "submitit", r"not installed; pip install -e .\[slurm\]"),
+        (("slurm",), None, "no sbatch here"),
+        (("slurm", 2, "host"), None, "SLURM needs none"),
+        (("local", 2), None, "one process"),
+        (("dask",), None, "local, ray or slurm"),
+        (("ray", 2, "nowhere"), None, "no Ray cluster answers"),
+        (("ray", 2, "127.0.0.1:{closed}"), None, "no Ray cluster answers"),
+        (("ray", 2, "ray://127.0.0.1:{closed}"), None, "no Ray cluster answers"),
+    ],
+)
+def test_engines_that_cannot_be_had_are_one_line(monkeypatch, tmp_path, words, missing, message):
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        words = [
+            str(w).format(closed=closed.getsockname()[1]) if i == 2 else w for i, w in enumerate(words)
+        ]
+        if missing:
+            monkeypatch.setitem(sys.modules, missing, None)
+        monkeypatch.setenv("PATH", str(tmp_path))
+        with pytest.raises(RequestError, match=message) as caught:
+            engines.choose(*words)
+    assert "\n" not in str(caught.value)
