@@ -137,7 +137,8 @@ def choose_task(args: argparse.Namespace) -> tuple[Task, int, Mapping[str, Mappi
     if args.lessons_from:
         choose("--lessons-from", args.lessons_from, LESSONS)
         task = lessons_from(task, args.lessons_from)
-    task = dataclasses.replace(task, precision=choose_precision(args.precision, task))
+    if (precision := choose_precision(args.precision, task)) != task.precision:
+        task = dataclasses.replace(task, precision=precision)
     devices.use(args.devices, task.batch_size)
     devices.require_divisible(task.batch_size)
     return task, args.steps or steps, published.hyperparameters if published else {}

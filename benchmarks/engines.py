@@ -32,7 +32,11 @@ SHARED = ("JAX_", "XLA_", "OPENBLAS_", "FUNMATCH_", "TFDS_", "XDG_")
 
 
 class Engine(Protocol):
-    """Runs jobs."""
+    """Runs jobs; `at_once` of them at a time."""
+
+    @property
+    def at_once(self) -> int:
+        """How many jobs run at a time."""
 
     def run(self, jobs: Sequence[Job]) -> None:
         """Runs all jobs.
@@ -72,6 +76,8 @@ def choose(name: str, workers: int | None = None, address: str | None = None) ->
 class Local:
     """In this process, one job after the other."""
 
+    at_once = 1
+
     def run(self, jobs: Sequence[Job]) -> None:
         """See Engine."""
         planned = [_plan(job) for job in jobs]
@@ -79,7 +85,7 @@ class Local:
         with watch(planned) as look:
             while left:
                 chosen = _next(left)
-                run_job(chosen.job, lambda steps: look())
+                run_job(chosen.job, look)
                 left.remove(chosen)
         _check(planned)
 
@@ -292,6 +298,9 @@ def _join_ray(workers: int | None, address: str | None) -> Engine:
     cpus = max(1, int(there.get("CPU", 1)) // at_once)
 
     def start(job: Job) -> Worker:
+        if job.batched and not there.get("GPU"):  # the cores that it has; a power of two divides batches
+            cores = 1 << (cpus.bit_length() - 1)
+            job = dataclasses.replace(job, task={**job.task, "devices": job.task["devices"] or cores})
         gpus = (job.task.get("devices") or 1) if there.get("GPU") else 0
         remote = ray.remote(
             num_cpus=cpus, num_gpus=gpus, max_retries=0, runtime_env={"env_vars": dict(_environment())}

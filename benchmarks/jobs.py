@@ -3,18 +3,23 @@
 import argparse
 import dataclasses
 import functools
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
+from tqdm import tqdm
 
 from benchmarks.commands import Interrupted, choose_task, interrupts, make_trial
 from optimizers import registry
 from optimizers.spec import Spec
 from testbed import compilation, devices, records
-from testbed.trial import Trial, run
+from testbed.batch import run_batch, sharing_lessons
+from testbed.groups import TooLarge
+from testbed.tasks.task import Task
+from testbed.trial import Trial, is_finished, run
 
 
 class Request(NamedTuple):
@@ -44,12 +49,19 @@ def make_trials(job: Job) -> list[Trial]:
       RequestError: the task cannot be served here.
       OptimizerError: an optimizer cannot be found here.
     """
-    options = argparse.Namespace(**job.task)
-    task, *_ = choose_task(options)
+    if job.batched:
+        devices.use_cores(job.task["devices"])
+    task = _task(tuple(sorted(job.task.items())))
     return [
-        make_trial(task, options.protocol, _find(r.opt), r.steps, r.seed, r.hyperparameters)
+        make_trial(task, job.task["protocol"], _find(r.opt), r.steps, r.seed, r.hyperparameters)
         for r in job.requests
     ]
+
+
+@functools.cache
+def _task(options: tuple[tuple[str, Any], ...]) -> Task:
+    """The task that options choose, the same each time: programs are compiled once."""
+    return choose_task(argparse.Namespace(**dict(options)))[0]
 
 
 def _find(opt: str) -> Spec:
@@ -64,37 +76,53 @@ def _found(opt: str, modified: int) -> Spec:
     return registry.find(opt)
 
 
-def run_job(job: Job, progress: Callable[[int], None] = lambda steps: None) -> None:
+def run_job(job: Job, progress: Callable[[], None] = lambda: None) -> None:
     """Runs what is not finished of a job; what other processes run, it waits for.
 
     Args:
       job: what to run.
-      progress: told, again and again, how many steps of the job's trials are done.
+      progress: called after every dispatch.
 
     Raises:
       Interrupted: on SIGINT or SIGTERM, once the running trial has saved a checkpoint.
       RequestError: a trial cannot be run.
     """
     compilation.enable_cache()
-    out, done, left = Path(job.out), 0, make_trials(job)
+    out, left = Path(job.out), make_trials(job)
     with interrupts() as interrupted:
         while left:
-            busy = []
-            for trial in left:
-                try:
-                    for at in (steps := run(trial, out, command=job.command)):
-                        progress(done + at.step)
-                        if devices.agree_any(interrupted()):
-                            steps.close()
-                            raise Interrupted("the same command resumes it")
-                    done += trial.total_steps
-                except records.Busy:
-                    if jax.process_count() > 1:  # the other hosts have given up
-                        raise
-                    busy.append(trial)
-            if busy and not _sleep(interrupted):
+            for at in (steps := (_in_batches if job.batched else _in_turn)(left, out, job.command)):
+                del at
+                progress()
+                if interrupted():
+                    steps.close()
+                    raise Interrupted("the same command resumes it")
+            left = [trial for trial in left if not is_finished(trial.record_path(out))]
+            if left and not _sleep(interrupted):
                 raise Interrupted("the same command goes on")
-            left = busy
+
+
+def _in_turn(trials: Sequence[Trial], out: Path, command: str) -> Generator[Any]:
+    """Trials alone, one after the other, but for those that another process runs."""
+    for trial in trials:
+        with suppress(records.Busy):
+            yield from run(trial, out, command=command)
+
+
+def _in_batches(trials: Sequence[Trial], out: Path, command: str) -> Generator[Any]:
+    """Trials in batches, as large as the memory allows."""
+    size = len(trials)
+    waiting = sharing_lessons(trials, size)
+    while waiting:
+        batch = waiting.pop(0)
+        try:
+            yield from run_batch(batch, out, command=command)
+        except TooLarge as error:
+            if not error.fits:
+                raise
+            tqdm.write(str(error), file=sys.stderr)
+            size = min(size, error.fits)
+            waiting = sharing_lessons([t for b in [batch, *waiting] for t in b], size)
 
 
 def _sleep(interrupted: Callable[[], bool]) -> bool:

@@ -1,20 +1,27 @@
 """Tunes optimizers alike, then compares them on fresh seeds.
 
-    python benchmarks/sweep.py --opt sgd --opt adam --opt shampoo --trials 12 --seeds 5
+    python benchmarks/sweep.py --opt sgd --opt adam --opt shampoo --trials 16 --seeds 5
 
 Every optimizer gets the same number of points of its search space (a scrambled Halton sequence, the
-same for all), run on a seed of their own; the best on the validation metric is run again on seeds that
-it was not tuned on. Tuning records are in <out>/tuning, the others in <out>/final.
+same for all), run on a seed of their own; the best on the validation metric, and the default, are run
+again on seeds that they were not tuned on. Trials of one seed share their lessons (--no-batch: they do
+not, and are timed). Records are in <out>/tuning and <out>/final: a sweep that was ended goes on where
+it was, and sweeps may share a folder. AlgoPerf's rulesets are --ruleset external and --ruleset self.
 """
 
 import argparse
+import functools
 import math
-from collections.abc import Mapping
+import shlex
+import statistics
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from scipy.stats import qmc
 
+from benchmarks import engines
 from benchmarks.commands import (
     add_task_options,
     choose,
@@ -22,58 +29,210 @@ from benchmarks.commands import (
     make_trial,
     positive,
     print_table,
-    run_all,
     serve,
 )
+from benchmarks.jobs import Job, Request
 from optimizers import registry
 from optimizers.spec import OptimizerError, Search, Spec
-from testbed import records
+from testbed import devices, records
+from testbed.batch import sharing_lessons
+from testbed.errors import RequestError
 from testbed.lessons import PROTOCOLS
-from testbed.trial import Trial
+from testbed.tasks.task import Task
+from testbed.trial import Trial, is_finished
 
 TUNING_SEED = 2**31 - 1  # no `--seeds N` comes near it
+KEPT, RUNGS = 3, 2  # halving: a third goes on; two shorter horizons before the whole one
+LONGER = 3  # ruleset self: as AlgoPerf's, three times the steps that a tuned trial has
+
+
+class Field(NamedTuple):
+    """Who is compared, on what."""
+
+    task: Task
+    protocol: str
+    steps: int
+    specs: Sequence[Spec]
+    published: Mapping[str, Mapping[str, float]]  # optimizer -> what replaces its defaults
+
+    def trial(self, spec: Spec, seed: int, point: Mapping[str, Any], steps: int | None = None) -> Trial:
+        """A trial of the field; with fewer or more steps than the others, if they are given."""
+        hp = {**self.published.get(spec.name, {}), **point}
+        return make_trial(self.task, self.protocol, spec, steps or self.steps, seed, hp)
+
+
+Run = Callable[[Sequence[Trial], Path], None]  # runs what is not finished, into a folder of records
 
 
 def main() -> None:
-    """Tunes, chooses, runs again."""
+    """Runs the sweep of a ruleset."""
     args = parser().parse_args()
+    if args.hosts:
+        raise RequestError("--hosts: a sweep is spread over hosts by --engine ray or slurm")
+    engine = engines.choose(args.engine, args.workers, args.address)
+    if not args.no_batch and args.engine == "local":
+        devices.use_cores(args.devices)
     task, steps, published = choose_task(args)
     choose("--protocol", args.protocol, PROTOCOLS)
-    specs = [registry.find(opt) for opt in args.opt]
-    tuning = {
-        spec.name: [
-            make_trial(
-                task, args.protocol, spec, steps, TUNING_SEED, {**published.get(spec.name, {}), **point}
-            )
-            for point in points(spec, args.trials)
-        ]
-        for spec in specs
-    }
-    run_all([trial for of_spec in tuning.values() for trial in of_spec], args.out / "tuning")
-    final = []
-    for spec in specs:
-        best = min(tuning[spec.name], key=lambda trial: final_score(trial, args.out / "tuning"))
-        chosen = best.optimizer.hyperparameters
-        tuned = {name: chosen[name] for name in spec.space}
-        print(
-            f"{spec.name}: best of {args.trials}: {', '.join(f'{k} {v:.3g}' for k, v in tuned.items())}"
-        )
-        final += [
-            make_trial(task, args.protocol, spec, steps, seed, chosen) for seed in range(args.seeds)
-        ]
-    print_table(run_all(final, args.out / "final"))
-    print(f"Figures: python analysis/report.py {args.out / 'final'} --out report")
+    args.trials = args.trials or (5 if args.ruleset == "external" else 16)
+    field = Field(task, args.protocol, steps, [registry.find(opt) for opt in args.opt], published)
+    for spec in field.specs:
+        points(spec, 1)  # what cannot be searched is refused before anything runs
+    run = functools.partial(run_trials, args, engine)
+    {"tune": tune, "external": external, "self": self_tuned}[args.ruleset](field, args, run)
 
 
-def points(spec: Spec, trials: int) -> list[Mapping[str, Any]]:
-    """Points of the search space, rounded to three digits: the first `trials` of the sequence.
+def run_trials(
+    args: argparse.Namespace, engine: engines.Engine, trials: Sequence[Trial], out: Path
+) -> None:
+    """Runs what is not finished, by an engine: batches of trials that share their lessons.
 
     Raises:
-      OptimizerError: the optimizer has no search space.
+      RequestError: the folder has records of another version of the task.
+    """
+    require_this_version(trials, out)
+    left = [trial for trial in trials if not is_finished(trial.record_path(out))]
+    size = max(1, min(args.batch, math.ceil(len(left) / engine.at_once)))
+    opts = {registry.find(opt).name: _absolute(opt) for opt in args.opt}
+    names = ("task", "protocol", "horizon", "steps", "lessons_from", "precision", "devices")
+    options = {name: getattr(args, name) for name in names}
+    batches = [[trial] for trial in left] if args.no_batch else sharing_lessons(left, size)
+    jobs = [
+        Job(
+            task=options | {"hosts": None, "processes": None, "process": None},
+            requests=tuple(
+                Request(
+                    opts[trial.optimizer.name],
+                    trial.total_steps,
+                    trial.seed,
+                    dict(trial.optimizer.hyperparameters),
+                )
+                for trial in batch
+            ),
+            out=str(out.absolute()),
+            command=shlex.join(["python", *sys.argv]),
+            batched=not args.no_batch,
+        )
+        for batch in batches
+    ]
+    engine.run(jobs)
+
+
+def tune(field: Field, args: argparse.Namespace, run: Run) -> None:
+    """The best of the points and the default, on fresh seeds."""
+    tuning, out = args.out / "tuning", args.out / "final"
+    search = halving if args.halving else in_full
+    final: dict[Path, Trial] = {}
+    for spec, best in search(field, args.trials, run, tuning):
+        found = {name: best.optimizer.hyperparameters[name] for name in spec.space}
+        print(f"{spec.name}: best of {args.trials}: {_told(found)}")
+        for seed in range(args.seeds):
+            for point in (found, {}):
+                trial = field.trial(spec, seed, point)
+                final.setdefault(trial.record_path(out), trial)
+    run(list(final.values()), out)
+    print_table(list(final))
+    print(f"Figures: python analysis/report.py {out} --out report")
+
+
+def in_full(field: Field, count: int, run: Run, out: Path) -> list[tuple[Spec, Trial]]:
+    """Every point for all steps; the best of each optimizer."""
+    trials = [
+        [field.trial(spec, TUNING_SEED, point) for point in points(spec, count)] for spec in field.specs
+    ]
+    run([trial for of_spec in trials for trial in of_spec], out)
+    return [(spec, ranked(t, out)[0]) for spec, t in zip(field.specs, trials, strict=True)]
+
+
+def halving(field: Field, count: int, run: Run, out: Path) -> list[tuple[Spec, Trial]]:
+    """Successive halving (Jamieson and Talwalkar 2016): the best third goes on to three times the steps.
+
+    Each rung is a horizon of its own, which the optimizer is told: a schedule that is cut short would
+    say little about the whole one. So what was run before is run again, with a third of the trials.
+    """
+    left = [list(points(spec, count)) for spec in field.specs]
+    taken = 0
+    for rung in range(RUNGS, -1, -1):
+        steps = max(1, field.steps // KEPT**rung)
+        trials = [
+            [field.trial(spec, TUNING_SEED, point, steps) for point in of_spec]
+            for spec, of_spec in zip(field.specs, left, strict=True)
+        ]
+        run([trial for of_spec in trials for trial in of_spec], out)
+        taken += sum(steps * len(of_spec) for of_spec in trials)
+        best = [ranked(of_spec, out) for of_spec in trials]
+        left = [
+            [
+                {name: trial.optimizer.hyperparameters[name] for name in spec.space}
+                for trial in of_spec[: math.ceil(len(of_spec) / KEPT)]
+            ]
+            for spec, of_spec in zip(field.specs, best, strict=True)
+        ]
+    whole = count * field.steps * len(field.specs)
+    print(f"halving: {taken:,} steps instead of {whole:,}, {1 - taken / whole:.0%} saved")
+    return [(spec, of_spec[0]) for spec, of_spec in zip(field.specs, best, strict=True)]
+
+
+def external(field: Field, args: argparse.Namespace, run: Run) -> None:
+    """AlgoPerf's external tuning: in each study a few points; the best of each; the median of studies.
+
+    The best of a study is the first at the target on validation data, as there. A study has a seed and
+    points of its own, the same for all optimizers.
+    """
+    out, count = args.out / "external", args.trials
+    studies = {
+        spec.name: [
+            [field.trial(spec, seed, point) for point in found[seed * count : (seed + 1) * count]]
+            for seed in range(args.studies)
+        ]
+        for spec in field.specs
+        for found in [points(spec, count * args.studies)]
+    }
+    run([trial for of_spec in studies.values() for study in of_spec for trial in study], out)
+    best = {
+        name: [min(study, key=lambda t: steps_to_target(t, out)) for study in of_spec]
+        for name, of_spec in studies.items()
+    }
+    print_studies(best, out, f"best of {count} trials each")
+
+
+def self_tuned(field: Field, args: argparse.Namespace, run: Run) -> None:
+    """AlgoPerf's self-tuning: one configuration, no search, and three times the steps."""
+    out = args.out / "self"
+    trials = {
+        spec.name: [field.trial(spec, seed, {}, LONGER * field.steps) for seed in range(args.studies)]
+        for spec in field.specs
+    }
+    run([trial for of_spec in trials.values() for trial in of_spec], out)
+    print_studies(trials, out, f"defaults, {LONGER * field.steps:,} steps")
+
+
+def print_studies(chosen: Mapping[str, Sequence[Trial]], out: Path, how: str) -> None:
+    """The trial of each study, and the median of studies for each optimizer."""
+    print_table([trial.record_path(out) for of_spec in chosen.values() for trial in of_spec])
+    for name, of_spec in chosen.items():
+        steps = [steps_to_target(trial, out)[0] for trial in of_spec]
+        median = statistics.median_high(steps)  # a miss is later than all others
+        told = f"{median:,.0f} steps" if math.isfinite(median) else "not reached"
+        reached = sum(map(math.isfinite, steps))
+        print(f"{name}: median of {len(steps)} studies ({how}): {told}; reached in {reached}")
+
+
+def points(spec: Spec, count: int) -> list[Mapping[str, Any]]:
+    """Points of the search space, rounded to three digits: the first `count` of the sequence.
+
+    Raises:
+      OptimizerError: the optimizer has no search space, or an empty one.
     """
     if not spec.space:
         raise OptimizerError(f"--opt {spec.name}: it has no search space; give it one in SPEC.space")
-    cube = qmc.Halton(len(spec.space), scramble=True, rng=0).random(trials)
+    for name, (low, high, log) in spec.space.items():
+        if not low < high or (log and low <= 0):
+            raise OptimizerError(
+                f"--opt {spec.name}: the search space of {name} is empty: {low:g} to {high:g}; it needs "
+                f"low < high{' and low > 0, since it is logarithmic' if log else ''}"
+            )
+    cube = qmc.Halton(len(spec.space), scramble=True, rng=0).random(count)
     return [
         {name: _within(search, u) for (name, search), u in zip(spec.space.items(), row, strict=True)}
         for row in cube.tolist()
@@ -88,6 +247,11 @@ def _within(search: Search, u: float) -> float:
     return float(f"{math.exp(value) if search.log else value:.3g}")
 
 
+def ranked(trials: Sequence[Trial], out: Path) -> list[Trial]:
+    """Trials by how they ended on validation data, the best first."""
+    return sorted(trials, key=lambda trial: final_score(trial, out))
+
+
 def final_score(trial: Trial, out: Path) -> float:
     """The validation metric of the target at the end of a trial, better when lower; inf: diverged."""
     record = records.read(trial.record_path(out))
@@ -97,16 +261,75 @@ def final_score(trial: Trial, out: Path) -> float:
     return value if trial.task.target.mode == "min" else -value
 
 
+def steps_to_target(trial: Trial, out: Path) -> tuple[float, float]:
+    """Steps to the target, inf where it is not reached; then, to choose among those, `final_score`."""
+    record = records.read(trial.record_path(out))
+    reached = records.first_reaching(record.measurements, trial.task.target._asdict())
+    return reached["step"] if reached else math.inf, final_score(trial, out)
+
+
+def require_this_version(trials: Sequence[Trial], out: Path) -> None:
+    """Raises RequestError where records in `out` are of another version of the trials' task."""
+    identity = trials[0].identity()
+    for path in records.paths(out / identity["task"]):
+        header = records.read(path).header
+        if header and header["task_fingerprint"] != identity["task_fingerprint"]:
+            raise RequestError(
+                f"--out {out}: it holds records of another version of the task {identity['task']}, such "
+                f"as {path.name}; choose another folder, or move them away"
+            )
+
+
+def _told(values: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.3g}" for name, value in values.items())
+
+
+def _absolute(opt: str) -> str:
+    return str(Path(opt).absolute()) if opt.endswith(".py") or "/" in opt else opt
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     p.add_argument("--opt", action="append", required=True, metavar="NAME", help="as in run.py")
-    p.add_argument("--trials", type=positive, default=16, metavar="N", help="per optimizer; default: 16")
     p.add_argument(
-        "--seeds", type=positive, default=5, metavar="N", help="of the final runs; default: 5"
+        "--ruleset",
+        choices=["tune", "external", "self"],
+        default="tune",
+        help="tune: the best of --trials points, on --seeds fresh seeds; external: in each of "
+        "--studies, the best of --trials points (AlgoPerf: 5); self: the defaults, three times as long, "
+        "--studies times; default: %(default)s",
+    )
+    p.add_argument(
+        "--trials", type=positive, metavar="N", help="points per optimizer; default: 16, external: 5"
+    )
+    p.add_argument(
+        "--seeds", type=positive, default=5, metavar="N", help="of the final runs; default: %(default)s"
+    )
+    p.add_argument("--studies", type=positive, default=5, metavar="N", help="default: %(default)s")
+    p.add_argument(
+        "--halving",
+        action="store_true",
+        help="successive halving: all points at a ninth of the steps, a third of them at a third, ...",
     )
     p.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="default: runs")
     p.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    where = p.add_argument_group("how it runs")
+    where.add_argument(
+        "--no-batch", action="store_true", help="one trial after the other, each with lessons of its own"
+    )
+    where.add_argument(
+        "--batch", type=positive, default=64, metavar="N", help="trials at once; default: %(default)s"
+    )
+    where.add_argument(
+        "--engine", default="local", choices=["local", "ray", "slurm"], help="default: %(default)s"
+    )
+    where.add_argument("--workers", type=positive, metavar="N", help="with ray or slurm: jobs at a time")
+    where.add_argument(
+        "--address",
+        metavar="HOST:PORT",
+        help="with ray: of its cluster; default: this machine alone. With slurm: `local`, to try it",
+    )
     add_task_options(p)
     return p
 
