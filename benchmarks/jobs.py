@@ -14,6 +14,7 @@ from benchmarks.commands import Interrupted, choose_task, interrupts, make_trial
 from optimizers import registry
 from optimizers.spec import Spec
 from testbed import compilation, devices, records
+from testbed.tasks.task import Task
 from testbed.trial import Trial, run
 
 
@@ -44,12 +45,18 @@ def make_trials(job: Job) -> list[Trial]:
       RequestError: the task cannot be served here.
       OptimizerError: an optimizer cannot be found here.
     """
-    options = argparse.Namespace(**job.task)
-    task, *_ = choose_task(options)
+    task = _choose(tuple(sorted(job.task.items())))
     return [
-        make_trial(task, options.protocol, _find(r.opt), r.steps, r.seed, r.hyperparameters)
+        make_trial(task, job.task["protocol"], _find(r.opt), r.steps, r.seed, r.hyperparameters)
         for r in job.requests
     ]
+
+
+@functools.cache
+def _choose(options: tuple[tuple[str, Any], ...]) -> Task:
+    """The same object each time: programs and data are kept by it."""
+    task, *_ = choose_task(argparse.Namespace(**dict(options)))
+    return task
 
 
 def _find(opt: str) -> Spec:
