@@ -10,6 +10,7 @@ import os
 import shutil
 import socket
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -282,14 +283,17 @@ def _join_ray(workers: int | None, address: str | None) -> Engine:
         _knock(address)
     cores = None if address else max(os.cpu_count() or 1, workers or 1)
     try:
-        if not ray.is_initialized():
-            ray.init(
-                address or "local",
-                num_cpus=cores,
-                include_dashboard=None if address else False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
+        with warnings.catch_warnings():
+            # JAX warns of forks; these only start other programs.
+            warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
+            if not ray.is_initialized():
+                ray.init(
+                    address or "local",
+                    num_cpus=cores,
+                    include_dashboard=None if address else False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                )
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         message = " ".join(str(error).split())[:200]
         raise RequestError(f"--address {address}: Ray cannot be reached ({message})") from error

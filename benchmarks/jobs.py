@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 from tqdm import tqdm
 
 from benchmarks.commands import Interrupted, choose_task, interrupts, make_trial
@@ -60,7 +61,7 @@ def make_trials(job: Job) -> list[Trial]:
 
 @functools.cache
 def _task(options: tuple[tuple[str, Any], ...]) -> Task:
-    """The task that options choose, the same each time: programs are compiled once."""
+    """The same object each time: programs and data are kept by it."""
     return choose_task(argparse.Namespace(**dict(options)))[0]
 
 
@@ -94,18 +95,24 @@ def run_job(job: Job, progress: Callable[[], None] = lambda: None) -> None:
             for at in (steps := (_in_batches if job.batched else _in_turn)(left, out, job.command)):
                 del at
                 progress()
-                if interrupted():
+                if devices.agree_any(interrupted()):
                     steps.close()
                     raise Interrupted("the same command resumes it")
-            left = [trial for trial in left if not is_finished(trial.record_path(out))]
+            left = [trial for trial in left if not _is_finished(trial, out)]
             if left and not _sleep(interrupted):
                 raise Interrupted("the same command goes on")
+
+
+def _is_finished(trial: Trial, out: Path) -> bool:
+    """Whether it is, as the host that writes sees it."""
+    return devices.agree_any(devices.is_first() and is_finished(trial.record_path(out)))
 
 
 def _in_turn(trials: Sequence[Trial], out: Path, command: str) -> Generator[Any]:
     """Trials alone, one after the other, but for those that another process runs."""
     for trial in trials:
-        with suppress(records.Busy):
+        # Of several hosts, the others have given up.
+        with suppress(*([records.Busy] if jax.process_count() == 1 else [])):
             yield from run(trial, out, command=command)
 
 

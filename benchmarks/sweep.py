@@ -12,6 +12,7 @@ it was, and sweeps may share a folder. AlgoPerf's rulesets are --ruleset externa
 import argparse
 import functools
 import math
+import os
 import shlex
 import statistics
 import sys
@@ -67,8 +68,13 @@ Run = Callable[[Sequence[Trial], Path], None]  # runs what is not finished, into
 def main() -> None:
     """Runs the sweep of a ruleset."""
     args = parser().parse_args()
-    if args.hosts:
-        raise RequestError("--hosts: a sweep is spread over hosts by --engine ray or slurm")
+    if args.hosts and not (args.no_batch and args.engine == "local"):
+        raise RequestError(
+            "--hosts: a batch is on one host; spread batches over hosts with --engine ray or slurm, or let "
+            "hosts share each trial with --no-batch"
+        )
+    if args.engine != "local":  # workers want the accelerators' memory
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     engine = engines.choose(args.engine, args.workers, args.address)
     if not args.no_batch and args.engine == "local":
         devices.use_cores(args.devices)
@@ -96,6 +102,8 @@ def run_trials(
     opts = {registry.find(opt).name: _absolute(opt) for opt in args.opt}
     names = ("task", "protocol", "horizon", "steps", "lessons_from", "precision", "devices")
     options = {name: getattr(args, name) for name in names}
+    # As decided here: a worker's devices may be of another kind than this machine's.
+    options["precision"] = trials[0].task.precision
     batches = [[trial] for trial in left] if args.no_batch else sharing_lessons(left, size)
     jobs = [
         Job(

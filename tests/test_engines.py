@@ -81,8 +81,10 @@ def contents(out: Path) -> dict[str, list]:
 
 @pytest.mark.parametrize(("name", "address"), [("ray", None), ("slurm", "local")])
 def test_two_workers_of_which_one_is_killed_make_the_records_of_one_and_of_this_process(
-    spy, tmp_path, name, address
+    spy, tmp_path, monkeypatch, name, address
 ):
+    # How long submitit waits for the result of a job that is over, as on a slow network disk.
+    monkeypatch.setattr("submitit.core.core.Job._results_timeout_s", 1)
     engines.choose("local").run(make_jobs(spy, tmp_path / "here"))
     here = contents(tmp_path / "here")
     assert len(here) == len(RATES)
