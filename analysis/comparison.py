@@ -59,6 +59,19 @@ def trials(frame: pd.DataFrame) -> pd.DataFrame:
     return last.merge(first, left_on="run_id", right_index=True, how="left")
 
 
+def resolve(ends: pd.DataFrame, baseline: str) -> str:
+    """The label that a baseline's name stands for: itself, or that optimizer's best on validation data.
+
+    The best, so that nobody looks fast for having run beside a badly tuned baseline.
+    """
+    if (ends["label"] == baseline).any() or not (ends["optimizer"] == baseline).any():
+        return baseline
+    own = ends[ends["optimizer"] == baseline]
+    sign = 1 if own["target_mode"].iloc[0] == "min" else -1
+    scores = sign * own[own["target_metric"].iloc[0]]
+    return str(scores.fillna(np.inf).groupby(own["label"]).median().idxmin())
+
+
 def summary(ends: pd.DataFrame) -> pd.DataFrame:
     """One row per configuration, from `trials`: medians over seeds with intervals, as text.
 

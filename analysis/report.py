@@ -18,7 +18,9 @@ def main() -> None:
     parser.add_argument("records", type=Path, help="folder of records, such as runs")
     parser.add_argument("--out", type=Path, default=Path("report"), help="default: report")
     parser.add_argument(
-        "--baseline", default="adam", help="label that speed-ups are over; default: adam"
+        "--baseline",
+        default="adam",
+        help="label that speed-ups are over, or an optimizer: then its best label; default: adam",
     )
     args = parser.parse_args()
     frame, troubles = frames.load(args.records)
@@ -43,6 +45,7 @@ def write(frame: pd.DataFrame, out: Path, baseline: str = "adam") -> str:
     frame.to_csv(out / "measurements.csv", index=False)
     frame.to_parquet(out / "measurements.parquet", index=False)
     ends = comparison.trials(frame)
+    baseline = comparison.resolve(ends, baseline)
     ends.to_csv(out / "trials.csv", index=False)
     sign = "<=" if ends["target_mode"].iloc[0] == "min" else ">="
     target = f"{ends['target_metric'].iloc[0]} {sign} {ends['target_value'].iloc[0]:g}"

@@ -1,14 +1,21 @@
-"""What the testbed costs: a trial's steps per second against a loop written by hand.
+"""What the testbed costs, against a loop written by hand; and what batched trials save.
 
     python benchmarks/overhead.py --task digits --task digits-resnet
+    python benchmarks/overhead.py --batched --opt sgd --opt adam --opt shampoo --task digits-ensemble
 
 The hand-written loop makes the same lessons and takes the same steps, and does nothing else: no
 record, no checkpoint, no measurement, no divergence check, no clock. Both run in turn, so that trouble
 on the machine hits both; the ratio is that of the medians of their steps per second. Before that: how
 long after its launch `run.py` has its first measurement, the second time (compilation cache warm).
+
+`--batched` compares the seconds on the clock for a step of one trial: alone, and as one of several of
+the same optimizer that share their lessons. Memory is that of the batch's arrays and of what its largest
+program needs on a device, as XLA counts it, times the devices; and the process's own peak so far.
 """
 
 import argparse
+import dataclasses
+import resource
 import statistics
 import subprocess
 import sys
@@ -23,32 +30,41 @@ from jax import random
 
 from benchmarks.commands import choose, make_trial, positive, serve
 from optimizers import registry
-from testbed import compilation, lessons, records
+from testbed import compilation, devices, lessons, records
+from testbed.batch import run_batch
 from testbed.errors import RequestError
+from testbed.groups import compile_groups, compile_teach, needs
 from testbed.resident import load_world
 from testbed.tasks import TASKS
 from testbed.tasks.task import Task
-from testbed.trial import Trial, run
+from testbed.trial import Trial, measured_steps, run
 from testbed.world import make_keys, make_lesson
+
+SIZES = (4, 16, 32)  # of batches
 
 
 def main() -> None:
     """Times both, in turn."""
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     p.add_argument("--task", action="append", metavar="NAME", help="default: digits and digits-resnet")
-    p.add_argument("--opt", default="adam", metavar="NAME", help="default: %(default)s")
+    p.add_argument("--opt", action="append", metavar="NAME", help="default: adam")
     p.add_argument("--steps", type=positive, metavar="N", help="per round; default: short horizon")
     p.add_argument("--rounds", type=positive, default=5, metavar="N", help="default: %(default)s")
+    p.add_argument("--batched", action="store_true", help="one trial alone against several in a batch")
     p.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = p.parse_args()
     compilation.enable_cache()
-    seconds = [launch(args.opt) for _ in range(2)][1]
-    print(f"run.py --opt {args.opt}: first measurement {seconds:.1f} s after launch")
-    for name in args.task or ["digits", "digits-resnet"]:
-        task = choose("--task", name, {n: t for n, t in TASKS.items() if not t.streamed})
-        steps = args.steps or next(iter(task.horizons.values()))
-        trial = make_trial(task, "function_matching", registry.find(args.opt), steps, 0, {})
-        compare(trial, args.rounds)
+    if args.batched:
+        devices.use_cores()
+    for opt in args.opt or ["adam"]:
+        if not args.batched:
+            seconds = [launch(opt) for _ in range(2)][1]
+            print(f"run.py --opt {opt}: first measurement {seconds:.1f} s after launch")
+        for name in args.task or ["digits", "digits-resnet"]:
+            task = choose("--task", name, {n: t for n, t in TASKS.items() if not t.streamed})
+            steps = args.steps or next(iter(task.horizons.values()))
+            trial = make_trial(task, "function_matching", registry.find(opt), steps, 0, {})
+            (compare_batches if args.batched else compare)(trial, args.rounds)
 
 
 def launch(opt: str) -> float:
@@ -83,6 +99,59 @@ def compare(trial: Trial, rounds: int) -> None:
         f"(of {rounds} pairs: median {statistics.median(ratios):.3f}, "
         f"from {ratios[0]:.3f} to {ratios[-1]:.3f})"
     )
+
+
+def compare_batches(trial: Trial, rounds: int) -> None:
+    """Prints milliseconds per step and trial, alone and in batches, which run in turn."""
+    mesh = devices.make_mesh(jax.device_count())
+    seconds: dict[int, list[float]] = {n: [] for n in (0, *SIZES)}
+    memory: dict[int, str] = {}
+    for number in range(rounds + 1):
+        found = {0: timed_trial(trial)}
+        for n in SIZES:
+            with jax.set_mesh(mesh):
+                found[n], arrays = timed_batch(trial, n)
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+            memory.setdefault(n, f"{arrays / 1e6:.0f} MB, process {peak:.0f} MiB")
+        if number:  # the first round warms up
+            for n, s in found.items():
+                seconds[n].append(s / max(1, n) / trial.total_steps * 1e3)
+    alone = statistics.median(seconds[0])
+    print(f"{trial.task.name} {trial.optimizer.name}: alone {alone:.2f} ms per step")
+    for n in SIZES:
+        ratios = sorted(a / b for a, b in zip(seconds[0], seconds[n], strict=True))
+        print(
+            f"  one of {n:2}: {statistics.median(seconds[n]):.3f} ms, 1/{statistics.median(ratios):.2f} "
+            f"(of {rounds} rounds: 1/{ratios[0]:.2f} to 1/{ratios[-1]:.2f}); {memory[n]}"
+        )
+
+
+def timed_batch(trial: Trial, n: int) -> tuple[float, int]:
+    """Seconds on the clock of a batch of n that differ in the learning rate; bytes on all devices."""
+    rate = trial.optimizer.hyperparameters["learning_rate"]
+    trials = [
+        dataclasses.replace(
+            trial,
+            optimizer=dataclasses.replace(
+                trial.optimizer,
+                hyperparameters={
+                    **trial.optimizer.hyperparameters,
+                    "learning_rate": rate * (i + 1) / n,
+                },
+            ),
+        )
+        for i in range(n)
+    ]
+    with tempfile.TemporaryDirectory() as out:
+        for _ in run_batch(trials, Path(out)):
+            pass
+        end = records.read(trials[0].record_path(Path(out))).end
+    assert end is not None
+    _, lessons = compile_teach(
+        trial.task, trial.protocol, measured_steps(trial.task, trial.total_steps)[1]
+    )
+    groups, _ = compile_groups(trials, lessons)
+    return float(end["ledger"]["train_s"]), sum(needs(groups, lessons)) * jax.device_count()
 
 
 def timed_trial(trial: Trial) -> float:

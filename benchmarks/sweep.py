@@ -70,8 +70,8 @@ def main() -> None:
     args = parser().parse_args()
     if args.hosts and not (args.no_batch and args.engine == "local"):
         raise RequestError(
-            "--hosts: a batch is on one host; spread batches over hosts with --engine ray or slurm, or let "
-            "hosts share each trial with --no-batch"
+            "--hosts: a batch is on one host; spread batches over hosts with --engine ray or slurm, or "
+            "let hosts share each trial with --no-batch"
         )
     if args.engine != "local":  # workers want the accelerators' memory
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")

@@ -148,20 +148,23 @@ def compile_groups(
 
 
 def require_fits(groups: Sequence[Group], lessons: Lesson) -> None:
-    """Raises TooLarge where a batch needs more than a device's memory, as XLA counts it.
-
-    On CPU, devices share half of what the machine has: there are the data and the teachers, too.
-    """
-    kept, temporary = _bytes(lessons), 0
-    for group in groups:
-        needs = group.programs.learn.memory_analysis()
-        if needs is None:
-            return
-        kept += needs.argument_size_in_bytes - _bytes(lessons)
-        temporary = max(temporary, needs.temp_size_in_bytes)
-    if kept + temporary > (there := devices.memory_for_batches()):
+    """Raises TooLarge where a batch needs more than a device's memory."""
+    wanted, there = sum(needs(groups, lessons)), devices.memory_for_batches()
+    if wanted > there:
         count = sum(len(group.trials) for group in groups)
-        raise too_large(count, f"{(kept + temporary) / 1e9:.2f} GB of {there / 1e9:.2f} GB per device")
+        raise too_large(count, f"{wanted / 1e9:.2f} GB of {there / 1e9:.2f} GB per device")
+
+
+def needs(groups: Sequence[Group], lessons: Lesson) -> tuple[int, int]:
+    """Bytes on a device, as XLA counts them: what is kept, and what the largest program needs beside.
+
+    0 where it does not count them.
+    """
+    analyses = [group.programs.learn.memory_analysis() for group in groups]
+    if None in analyses:
+        return 0, 0
+    own = sum(found.argument_size_in_bytes - _bytes(lessons) for found in analyses)
+    return own + _bytes(lessons), max(found.temp_size_in_bytes for found in analyses)
 
 
 def too_large(count: int, needs: str) -> TooLarge:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 
 import jax
@@ -16,6 +17,7 @@ import pytest
 
 from analysis import comparison
 from benchmarks import commands, make_teacher, overhead, prepare, run, study, sweep, throughput
+from benchmarks.commands import make_trial
 from optimizers import registry
 from testbed import records, resident, teachers
 from testbed.tasks import TASKS
@@ -152,14 +154,143 @@ def test_a_sweep_tunes_all_alike_and_runs_the_best_on_fresh_seeds(command, tiny_
     tuning = records.read_folder(tmp_path / "runs" / "tuning")
     final = records.read_folder(tmp_path / "runs" / "final")
     assert len(tuning) == 6
-    assert len(final) == 4
+    assert len(final) == 8, "the best and the default, on two seeds"
+    assert not any(r.header["timed"] for r in tuning + final)
     assert {r.header["seed"] for r in tuning}.isdisjoint({r.header["seed"] for r in final})
     for name in ("adam", "sgd"):
         of_name = [r for r in tuning if r.header["optimizer"] == name]
         best = min(of_name, key=lambda r: r.measurements[-1]["validation_kl"] or float("inf"))
         chosen = {str(r.header["hyperparameters"]) for r in final if r.header["optimizer"] == name}
-        assert chosen == {str(best.header["hyperparameters"])}
+        default = registry.defaults(registry.find(name))
+        assert chosen == {str(best.header["hyperparameters"]), str(default)}
         assert f"{name}: best of 3" in stdout
+
+
+def sweep_in(command, folder, *words):
+    """The records of a sweep of Adam and SGD on the tiny task, and what it printed."""
+    field = ("--task", "tiny", "--opt", "adam", "--opt", "sgd", "--steps", "45")
+    status, stdout, stderr = command(sweep, *field, "--out", str(folder), *words)
+    assert (status, stderr) == (0, "")
+    return records.read_folder(folder), stdout
+
+
+def test_batched_and_unbatched_sweeps_choose_alike_and_repeat_nothing(command, tiny_task, tmp_path):
+    words = ("--trials", "4", "--seeds", "1")
+    batched, told = sweep_in(command, tmp_path / "a", *words, "--batch", "3")
+    alone, as_told = sweep_in(command, tmp_path / "b", *words, "--no-batch")
+    assert [line for line in told.splitlines() if "best of 4" in line] == [
+        line for line in as_told.splitlines() if "best of 4" in line
+    ]
+    for one, other in zip(batched, alone, strict=True):
+        assert one.path.relative_to(tmp_path / "a") == other.path.relative_to(tmp_path / "b")
+        assert other.header["timed"]
+        assert one.header["batch"]["size"] <= 3
+    before = [record.path.read_bytes() for record in batched]
+    sweep_in(command, tmp_path / "a", *words)
+    assert [record.path.read_bytes() for record in batched] == before
+
+
+def test_halving_runs_fewer_steps_and_says_how_many(command, tiny_task, tmp_path):
+    found, stdout = sweep_in(command, tmp_path, "--trials", "9", "--seeds", "1", "--halving")
+    tuning = [r for r in found if "tuning" in r.path.parts and r.header["optimizer"] == "adam"]
+    assert Counter(r.header["total_steps"] for r in tuning) == {5: 9, 15: 3, 45: 1}
+    # Who goes on is the best third.
+    ended = sorted(
+        (r for r in tuning if r.header["total_steps"] == 5),
+        key=lambda r: r.measurements[-1]["validation_kl"],
+    )
+    better = {str(r.header["hyperparameters"]) for r in ended[:3]}
+    assert better == {str(r.header["hyperparameters"]) for r in tuning if r.header["total_steps"] == 15}
+    assert "halving: 270 steps instead of 810, 67% saved" in stdout
+
+
+def test_external_ruleset_takes_the_best_of_each_study(command, tiny_task, tmp_path):
+    found, stdout = sweep_in(
+        command, tmp_path, "--ruleset", "external", "--studies", "3", "--trials", "2"
+    )
+    assert Counter((r.header["optimizer"], r.header["seed"]) for r in found) == {
+        (name, seed): 2 for name in ("adam", "sgd") for seed in range(3)
+    }
+    rates = [r.header["hyperparameters"]["learning_rate"] for r in found]
+    assert len(set(rates)) == len(rates), "each study has points of its own"
+    assert "adam: median of 3 studies (best of 2 trials each): " in stdout
+    table = [line for line in stdout.splitlines() if line.startswith(("adam ", "sgd "))]
+    assert len(table) == 6
+
+
+def test_self_tuning_runs_the_defaults_three_times_as_long(command, tiny_task, tmp_path):
+    found, stdout = sweep_in(command, tmp_path, "--ruleset", "self", "--studies", "2")
+    assert len(found) == 4
+    assert {r.header["total_steps"] for r in found} == {135}
+    for record in found:
+        spec = registry.find(record.header["optimizer"])
+        assert record.header["hyperparameters"] == registry.defaults(spec)
+    assert "adam: median of 2 studies (defaults, 135 steps): " in stdout
+
+
+def test_the_best_of_a_study_is_the_first_at_the_target(tiny, tmp_path):
+    """Then, among those that miss it, the best at the end."""
+    curves = {0.1: [0.9, 0.04, 0.3], 0.2: [0.9, 0.8, 0.01], 0.3: [0.9, 0.8, 0.06], 0.4: [0.9, 0.8, None]}
+    trials = [
+        make_trial(tiny, "function_matching", registry.find("sgd"), 20, 0, {"learning_rate": rate})
+        for rate in curves
+    ]
+    for trial, curve in zip(trials, curves.values(), strict=True):
+        rows = [{"kind": "measurement", "step": 10 * i, "validation_kl": v} for i, v in enumerate(curve)]
+        path = trial.record_path(tmp_path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        end = {"kind": "end", "status": "finished" if curve[-1] else "diverged"}
+        records.append(path, {"kind": "header", "schema": records.SCHEMA}, *rows, end, at=0)
+    order = sorted([*trials[2:], *trials[:2]], key=lambda trial: sweep.steps_to_target(trial, tmp_path))
+    assert order == trials
+    assert sweep.ranked(trials, tmp_path) == [trials[i] for i in (1, 2, 0, 3)]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--trials", "0"), "0: must be 1 or more"),
+        (("--engine", "ray"), "--engine ray: it is not installed; pip install -e .[ray]"),
+        (("--engine", "slurm"), "--engine slurm: it is not installed; pip install -e .[slurm]"),
+        (("--hosts", "here:1"), "--hosts: a batch is on one host"),
+        (("--address", "here:1"), "--engine local: one process"),
+        (("--opt", "EMPTY"), "the search space of learning_rate is empty: 0.1 to 0.1"),
+        (("--opt", "NEGATIVE"), "low < high and low > 0, since it is logarithmic"),
+        (("--opt", "NONE"), "it has no search space"),
+    ],
+)
+def test_bad_input_to_a_sweep(command, tiny_task, tmp_path, monkeypatch, words, told):
+    spaces = {
+        "EMPTY": "{'learning_rate': Search(0.1, 0.1)}",
+        "NEGATIVE": "{'learning_rate': Search(-1.0, 0.1)}",
+        "NONE": "{}",
+    }
+    for name, space in spaces.items():
+        (tmp_path / f"{name}.py").write_text(
+            "import optax\nfrom optimizers.spec import Search, Spec\n"
+            "def build(total_steps, *, learning_rate=0.05):\n    return optax.sgd(learning_rate)\n"
+            f"SPEC = Spec(name={name!r}, build=build, space={space})\n"
+        )
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    words = [str(tmp_path / f"{word}.py") if word in spaces else word for word in words]
+    status, stdout, stderr = command(sweep, "--task", "tiny", "--opt", "adam", *words)
+    assert (status, stdout) == (2, "")
+    assert told in stderr
+    assert "Traceback" not in stderr
+    assert not list(tmp_path.rglob("*.jsonl"))
+
+
+def test_records_of_another_version_of_the_task_are_not_mixed_with(command, tiny_task, tmp_path):
+    field = ("--task", "tiny", "--opt", "sgd", "--steps", "10", "--trials", "2", "--seeds", "1")
+    assert command(sweep, *field)[0] == 0
+    path = next((tmp_path / "runs" / "tuning").rglob("*.jsonl"))
+    header, *rest = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(records.encode(json.loads(header) | {"task_fingerprint": "old"}) + b"".join(rest))
+    status, _, stderr = command(sweep, *field)
+    assert status == 2
+    assert "records of another version of the task tiny" in stderr
+    assert stderr.count("\n") == 1
 
 
 def test_search_points_fill_the_space_and_are_the_same_each_time():
