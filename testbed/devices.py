@@ -5,6 +5,7 @@ there is none, and everything here does nothing.
 """
 
 import os
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from typing import Any, TypeVar
@@ -55,9 +56,9 @@ def use_cores(count: int | None = None) -> None:
     environment has said how many.
     """
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
         with suppress(RuntimeError):  # devices are there already
-            jax.config.update("jax_num_cpu_devices", count or min(8, cores or 1))
+            jax.config.update("jax_num_cpu_devices", count or min(8, cores))
 
 
 def use(count: int | None = None, batch_size: int | None = None) -> None:

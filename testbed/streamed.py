@@ -18,6 +18,7 @@ from testbed import lessons as lesson_losses
 from testbed.data import stream
 from testbed.data.stored import find, stored
 from testbed.data.stream import Encoded
+from testbed.errors import RequestError
 from testbed.tasks.task import Task, fields_of
 from testbed.world import Course, Params, Student, World, load_teachers, make_lesson, teach_all
 
@@ -43,7 +44,10 @@ def load_course(task: Task, protocol: str) -> Course:
 
 def workers() -> int:
     """Worker processes: $FUNMATCH_WORKERS, or what the machine's size suggests."""
-    return int(os.environ.get("FUNMATCH_WORKERS") or stream.default_workers())
+    given = os.environ.get("FUNMATCH_WORKERS") or str(stream.default_workers())
+    if not given.isdecimal():
+        raise RequestError(f"FUNMATCH_WORKERS={given}: must be a whole number from 0")
+    return int(given)
 
 
 @functools.lru_cache(maxsize=4)

@@ -13,6 +13,8 @@ from jax import random
 from benchmarks.commands import make_trial
 from optimizers import recipe, registry
 from optimizers.spec import OptimizerError
+from testbed import records
+from testbed.batch import run_batch
 from testbed.checkpoints import Checkpoints
 from tests.test_trial import finish
 
@@ -161,6 +163,17 @@ def test_a_tiny_trial_improves(name, tiny, out):
     assert sorted(trial.compile().hyperparameters) == sorted(floats)
     first, last = (record.measurements[i]["validation_kl"] for i in (0, -1))
     assert last < 0.9 * first
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_batched_trial_is_the_trial_alone(name, tiny, out):
+    trial = make_trial(tiny, "function_matching", registry.find(name), 300, 0, {})
+    for _ in run_batch([trial], out / "batched"):
+        pass
+    batched, alone = records.read(trial.record_path(out / "batched")), finish(trial, out / "alone")
+    assert not batched.header["timed"]
+    one, other = ([m["validation_kl"] for m in r.measurements] for r in (batched, alone))
+    np.testing.assert_allclose(one[:4], other[:4], rtol=1e-3)  # to step 30; later rounding grows
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -12,7 +12,8 @@ import pytest
 
 from benchmarks.commands import make_trial
 from optimizers import registry
-from testbed import matching, streamed, teachers, views
+from testbed import matching, records, streamed, teachers, views
+from testbed.batch import run_batch
 from testbed.data import crops, stream
 from testbed.data.stored import stored
 from testbed.errors import RequestError
@@ -20,6 +21,7 @@ from testbed.lessons import PROTOCOLS
 from testbed.tasks import LESSONS, TASKS, lessons_from
 from testbed.world import make_lesson, teach_all
 from tests import stand_ins
+from tests.test_trial import finish
 
 PAPER = [name for name, task in TASKS.items() if task.streamed]
 
@@ -160,6 +162,24 @@ def test_a_data_set_in_another_format_is_refused(task, monkeypatch, true_formats
         task.load()
 
 
+def test_a_damaged_description_of_a_data_set_is_told(task, monkeypatch, true_formats, tmp_path):
+    shutil.copytree(true_formats / "data", tmp_path / "data")
+    (path,) = (tmp_path / "data").rglob("dataset_info.json")
+    path.write_text(path.read_text()[:-40])
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "data"))
+    with pytest.raises(
+        RequestError, match=r"dataset_info.json cannot be read .* build it with"
+    ) as caught:
+        task.load()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_number_of_workers_that_is_none_is_told(monkeypatch):
+    monkeypatch.setenv("FUNMATCH_WORKERS", "x")
+    with pytest.raises(RequestError, match="FUNMATCH_WORKERS=x: must be a whole number"):
+        streamed.workers()
+
+
 def test_a_checkpoint_that_is_not_there_is_told_with_its_address(task, monkeypatch, tmp_path):
     monkeypatch.setenv("FUNMATCH_CHECKPOINTS", str(tmp_path))
     with pytest.raises(RequestError) as caught:
@@ -203,6 +223,27 @@ def test_each_protocol_gets_of_the_stream_what_it_asks_for(task):
             seen = views.value_range(jnp.asarray(pixels[batch["index"]]))
             logits = jnp.moveaxis(jax.jit(lambda p, x: teach_all(task, p, x))(params, seen), 0, 1)
             np.testing.assert_allclose(world.central_logits, logits, rtol=1e-4, atol=1e-4)
+
+
+def test_batched_trials_of_a_stream_are_those_alone(task, tmp_path):
+    """Interrupted too, so that the stream goes on in the middle."""
+    trials = [
+        make_trial(task, "function_matching", registry.find("adam"), 4, 0, {"learning_rate": rate})
+        for rate in (1e-4, 3e-4)
+    ]
+    progress = run_batch(trials, tmp_path / "batched")
+    next(progress)
+    next(progress)
+    progress.close()
+    for _ in run_batch(trials, tmp_path / "batched"):
+        pass
+    for trial in trials:
+        alone = finish(trial, tmp_path / "alone")
+        batched = records.read(trial.record_path(tmp_path / "batched"))
+        assert batched.end["resumed"] == 1
+        for one, other in zip(batched.measurements, alone.measurements, strict=True):
+            for score in ("train_loss", "validation_kl", "test_kl"):
+                np.testing.assert_allclose(one[score], other[score], rtol=1e-3)
 
 
 def test_evaluation_counts_every_example_once(task):

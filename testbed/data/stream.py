@@ -70,14 +70,6 @@ class Encoded:
         return len(self._records)
 
     def __getitem__(self, index: int) -> Labelled:
-        return self._decode(index)
-
-    def shape(self, index: int) -> tuple[int, int]:
-        """Height and width, read from the file's head."""
-        with Pillow.open(io.BytesIO(self._records[index]["image"])) as image:
-            return image.height, image.width
-
-    def _decode(self, index: int) -> Labelled:
         record = self._records[index]
         try:
             with Pillow.open(io.BytesIO(record["image"])) as image:
@@ -86,6 +78,15 @@ class Encoded:
             raise RequestError(
                 f"data set {self.name}: image {index} cannot be decoded ({error}); build the set again"
             ) from error
+
+    def label(self, index: int) -> int:
+        """The label alone, without decoding."""
+        return int(self._records[index]["label"])
+
+    def shape(self, index: int) -> tuple[int, int]:
+        """Height and width, read from the file's head."""
+        with Pillow.open(io.BytesIO(self._records[index]["image"])) as image:
+            return image.height, image.width
 
 
 class Decoded:
@@ -194,7 +195,13 @@ def _builder(stream: Stream, folder: Path) -> Any:
         )
     import tensorflow_datasets as tfds  # a second, which most commands need not wait for
 
-    builder = tfds.builder_from_directory(str(found[-1].parent))
+    try:
+        builder = tfds.builder_from_directory(str(found[-1].parent))
+    except Exception as error:  # whatever a damaged description makes it raise
+        message = " ".join(str(error).split())[:200]
+        raise RequestError(
+            f"data set {stream.dataset}: {found[-1]} cannot be read ({message}); {remedy}"
+        ) from error
     if builder.info.file_format is not tfds.core.FileFormat.ARRAY_RECORD:
         raise RequestError(
             f"data set {stream.dataset}: {found[-1].parent} holds {builder.info.file_format.value}, "
@@ -232,7 +239,7 @@ def in_memory(images: Encoded, sha256: str) -> Images:
             rows[:, 1:3] = list(pool.map(images.shape, range(len(images))))
         ends = np.cumsum(3 * rows[:, 1] * rows[:, 2])
         rows[:, 0] = ends - 3 * rows[:, 1] * rows[:, 2]
-        rows[:, 3] = [images._records[i]["label"] for i in range(len(images))]
+        rows[:, 3] = [images.label(i) for i in range(len(images))]
 
     def fill_pixels(pixels: NDArray[Any]) -> None:
         def decode(i: int) -> None:
@@ -328,15 +335,19 @@ def _generator(seed: int, purpose: int, number: int) -> np.random.Generator:
 
 def default_workers() -> int:
     """Worker processes: none on small machines, whose threads do; else one for every second core."""
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    return 0 if cores <= 4 else min(cores // 2, 64)
+    return 0 if cores() <= 4 else min(cores() // 2, 64)
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def keep_freed_memory() -> None:
     """Tells glibc to keep what is freed instead of giving it back to the system.
 
-    Images of half a megabyte come and go; to get fresh pages for each takes a third of the time of
-    decoding and cropping them.
+    Images of half a megabyte come and go, and to get fresh pages for each takes a good part of the time
+    of decoding and cropping them (`throughput.py --data` prints both).
     """
     if sys.platform == "linux":
         trim_threshold, top_pad, mmap_threshold, gib = -1, -2, -3, 2**30
@@ -393,7 +404,7 @@ def batches(source: Any, batch_size: int, *, start: int = 0, workers: int = 0) -
         flags.FLAGS.mark_as_parsed()  # Grain's workers read flags, which nobody here sets
     keep_freed_memory()
     dataset = grain.MapDataset.source(_InWorkers(source))[start * batch_size :].batch(batch_size)
-    threads = 1 if workers else os.cpu_count() or 1
+    threads = 1 if workers else cores()
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 1)
     ahead = dataset.to_iter_dataset(options)
     if workers:

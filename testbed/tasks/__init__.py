@@ -41,8 +41,8 @@ def lessons_from(task: Task, name: str) -> Task:
     elif not isinstance(own, Stream) and not isinstance(other, Stream):
         load = functools.cache(functools.partial(_with_training, own, other))
     else:
-        kind = Stream if isinstance(own, Stream) else type(None)
-        fits = [n for n, o in LESSONS.items() if isinstance(o, Stream) == (kind is Stream)]
+        streamed = isinstance(own, Stream)
+        fits = [n for n, o in LESSONS.items() if isinstance(o, Stream) == streamed]
         raise RequestError(
             f"--lessons-from {name}: its images are not of the form that {task.name} takes; "
             f"it can have {', '.join(fits)}"
