@@ -16,6 +16,7 @@ build = in_recipe(direction, learning_rate=0.00195, weight_decay=5.5e-06)
 SPEC = Spec(
     name="lion",
     build=build,
+    # A tenth of Adam's range, as its authors advise: all entries of its direction are 1 in size.
     space={"learning_rate": Search(1e-4, 1e-2), "weight_decay": WEIGHT_DECAY},
     allowed={**ALLOWED, "b1": Allowed(0.0, 1.0), "b2": Allowed(0.0, 1.0)},
     reference="Chen et al. 2023 (arXiv 2302.06675), optax.scale_by_lion.",

@@ -92,6 +92,7 @@ def prodigy(
 SPEC = Spec(
     name="prodigy",
     build=build,
+    # It multiplies the rate that Prodigy finds; 1 is meant to do.
     space={"learning_rate": Search(1e-1, 1e1), "weight_decay": WEIGHT_DECAY},
     allowed={**ALLOWED, "b1": Allowed(0.0, 1.0), "b2": Allowed(0.0, 1.0), "eps": Allowed(0.0)},
     reference=(

@@ -149,6 +149,7 @@ build = in_recipe(direction, learning_rate=0.00438, weight_decay=0.000119)
 SPEC = Spec(
     name="psgd",
     build=build,
+    # A third of Adam's range: a whitened direction is longer.
     space={"learning_rate": Search(3e-4, 3e-2), "weight_decay": WEIGHT_DECAY},
     allowed={
         **ALLOWED,

@@ -16,6 +16,7 @@ build = in_recipe(direction, learning_rate=0.462, weight_decay=5.5e-05)
 SPEC = Spec(
     name="sgd",
     build=build,
+    # Its direction is as long as the clipped gradient, not of entries near 1.
     space={"learning_rate": Search(1e-2, 1.0), "weight_decay": WEIGHT_DECAY},
     allowed={**ALLOWED, "momentum": Allowed(0.0, 1.0)},
     reference="Sutskever et al. 2013, in the form of optax.sgd(nesterov=True).",

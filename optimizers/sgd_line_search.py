@@ -36,6 +36,7 @@ def build(
 SPEC = Spec(
     name="sgd_line_search",
     build=build,
+    # A share of the step that the line search takes.
     space={"learning_rate": Search(1e-2, 1.0), "weight_decay": WEIGHT_DECAY},
     allowed={
         "learning_rate": ALLOWED["learning_rate"],

@@ -85,6 +85,7 @@ build = in_recipe(direction, learning_rate=0.00139, weight_decay=0.00055)
 SPEC = Spec(
     name="sophia",
     build=build,
+    # A third of Adam's range: many entries of its direction are at their limit, 1.
     space={"learning_rate": Search(3e-4, 3e-2), "weight_decay": WEIGHT_DECAY},
     allowed={
         **ALLOWED,

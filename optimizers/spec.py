@@ -40,7 +40,8 @@ class Spec:
       name: as in `--opt`.
       build: total_steps, **hyperparameters -> an optax transformation. Hyperparameters and their
         defaults are its keyword-only arguments.
-      space: hyperparameter -> range to search.
+      space: hyperparameter -> range to search. The field's learning rates have two decades each, Adam's
+        0.001 to 0.1, others around what makes steps as long; a comment says why.
       allowed: hyperparameter -> values outside of which it is refused.
       reference: paper and code, and where this differs.
       eval_params: for methods that are evaluated elsewhere than where they step.
