@@ -35,7 +35,7 @@ def build(
 SPEC = Spec(
     name="lamb",
     build=build,
-    # Weight decay is in the direction whose length the trust ratio sets, so it is of the direction's size.
+    # Weight decay is a part of the direction, and so of its size.
     space={"learning_rate": Search(1e-3, 1e-1), "weight_decay": Search(1e-4, 1e-1)},
     allowed={**ALLOWED, "b1": Allowed(0.0, 1.0), "b2": Allowed(0.0, 1.0), "eps": Allowed(0.0)},
     reference="You et al. 2020 (arXiv 1904.00962), in the form of optax.lamb.",
