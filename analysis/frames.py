@@ -20,6 +20,7 @@ CONFIGURATION = [
     "hyperparameters",
     "total_steps",
     "start",
+    "lessons",
 ]
 
 
@@ -27,9 +28,10 @@ def load(folder: Path) -> tuple[pd.DataFrame, list[Trouble]]:
     """All measurements below a folder, and the lines that could not be read.
 
     Columns: run_id, task, task_fingerprint, protocol, optimizer, optimizer_sha256, hyperparameters
-    (JSON text), start, seed, total_steps, batch_size, timed, host, commit, status (`unfinished` where a
-    record has no end), target_metric, target_value, target_mode, label, and those of the measurements:
-    step, epoch, train_seconds, train_loss, train_kl, validation_kl, ... Null scores are NaN.
+    (JSON text), start, lessons (their seed; "" where it is the student's), seed, total_steps,
+    batch_size, timed, host, commit, status (`unfinished` where a record has no end), target_metric,
+    target_value, target_mode, label, and those of the measurements: step, epoch, train_seconds (NaN
+    where trials are not timed), train_loss, train_kl, validation_kl, ... Null scores are NaN.
     """
     found = records.read_folder(folder)
     troubles = [trouble for record in found for trouble in record.troubles]
@@ -70,6 +72,7 @@ def _trial(record: Record) -> dict[str, Any]:
     return {name: header.get(name) for name in plain} | {
         "hyperparameters": json.dumps(header.get("hyperparameters", {}), sort_keys=True),
         "start": _start(header.get("init")),
+        "lessons": str(header.get("lesson_seed", "")),
         "host": (header.get("device") or {}).get("host"),
         "commit": (header.get("git") or {}).get("commit"),
         "status": record.end["status"] if record.end else "unfinished",
@@ -89,7 +92,8 @@ def labels(frame: pd.DataFrame) -> pd.Series:
 
     The optimizer, with a piece of its checksum where there are several of that name; the protocol where
     there are several; those hyperparameters in which the configurations of one optimizer at one horizon
-    differ; and the checkpoint that students started from.
+    differ; the checkpoint that students started from; and the seed of their lessons, where it is not
+    the same for all.
     """
     optimizer = _versions(frame["optimizer"], frame["optimizer_sha256"])
     several_protocols = frame["protocol"].nunique() > 1
@@ -99,6 +103,8 @@ def labels(frame: pd.DataFrame) -> pd.Series:
             _differences(list(group["hyperparameters"].unique()))
         )
     parts = (parts + " " + frame["start"]).str.strip()
+    if frame["lessons"].nunique() > 1:
+        parts = (parts + " lessons=" + frame["lessons"].replace("", "own")).str.strip()
     if several_protocols:
         parts = (frame["protocol"] + " " + parts).str.strip()
     if optimizer.nunique() > 1 or not several_protocols:

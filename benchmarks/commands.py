@@ -95,8 +95,9 @@ def make_trial(
     seed: int,
     hp: Mapping[str, Any],
     start: Start | None = None,
+    lesson_seed: int | None = None,
 ) -> Trial:
-    """A trial; `hp` are values that replace the optimizer's defaults.
+    """A trial; `hp` are values that replace the optimizer's defaults, the rest is as in `Trial`.
 
     Raises:
       RequestError: the protocol needs labels, and the task's lessons have none.
@@ -114,7 +115,7 @@ def make_trial(
         eval_params=spec.eval_params,
         vectorizes=spec.vectorizes,
     )
-    return Trial(task, protocol, optimizer, total_steps, seed, start)
+    return Trial(task, protocol, optimizer, total_steps, seed, start, lesson_seed)
 
 
 def choose_task(args: argparse.Namespace) -> tuple[Task, int, Mapping[str, Mapping[str, float]]]:

@@ -30,6 +30,7 @@ class Request(NamedTuple):
     steps: int
     seed: int
     hyperparameters: Mapping[str, Any]  # all that differ from the defaults
+    lesson_seed: int | None = None  # as in Trial
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +55,15 @@ def make_trials(job: Job) -> list[Trial]:
         devices.use_cores(job.task["devices"])
     task = _task(tuple(sorted(job.task.items())))
     return [
-        make_trial(task, job.task["protocol"], _find(r.opt), r.steps, r.seed, r.hyperparameters)
+        make_trial(
+            task,
+            job.task["protocol"],
+            _find(r.opt),
+            r.steps,
+            r.seed,
+            r.hyperparameters,
+            lesson_seed=r.lesson_seed,
+        )
         for r in job.requests
     ]
 

@@ -39,13 +39,14 @@ def main() -> None:
     task, steps, published = choose_task(args)
     choose("--protocol", args.protocol, PROTOCOLS)
     start = make_start(args)
+    lessons = args.lesson_seed
     seeds = [args.seed] if args.seeds is None else list(range(args.seeds))
     specs = [registry.find(opt) for opt in args.opt]
     chosen = {
         spec.name: hyperparameters(spec, specs, args.hp, published.get(spec.name, {})) for spec in specs
     }
     trials = [
-        make_trial(task, args.protocol, spec, steps, seed, chosen[spec.name], start)
+        make_trial(task, args.protocol, spec, steps, seed, chosen[spec.name], start, lessons)
         for seed in seeds
         for spec in specs
     ]
@@ -66,6 +67,13 @@ def parser() -> argparse.ArgumentParser:
     seeds = p.add_mutually_exclusive_group()
     seeds.add_argument("--seed", type=natural, default=0, metavar="S", help="default: 0")
     seeds.add_argument("--seeds", type=positive, metavar="N", help="run seeds 0 to N - 1")
+    p.add_argument(
+        "--lesson-seed",
+        type=natural,
+        metavar="S",
+        help="the lessons of this seed for all students, which then differ in first weights; default: "
+        "each seed has its own",
+    )
     p.add_argument(
         "--hp",
         action="append",

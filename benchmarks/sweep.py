@@ -4,9 +4,10 @@
 
 Every optimizer gets the same number of points of its search space (a scrambled Halton sequence, the
 same for all), run on a seed of their own; the best on the validation metric, and the default, are run
-again on seeds that they were not tuned on. Trials of one seed share their lessons (--no-batch: they do
-not, and are timed). Records are in <out>/tuning and <out>/final: a sweep that was ended goes on where
-it was, and sweeps may share a folder. AlgoPerf's rulesets are --ruleset external and --ruleset self.
+again with first weights and lessons that they were not tuned on. Trials with the same lessons are
+batched, and not timed (--no-batch: they run alone, and are). Records are in <out>/tuning and
+<out>/final: a sweep that was ended goes on where it was, and sweeps may share a folder. AlgoPerf's
+rulesets are --ruleset external and --ruleset self.
 """
 
 import argparse
@@ -42,7 +43,8 @@ from testbed.lessons import PROTOCOLS
 from testbed.tasks.task import Task
 from testbed.trial import Trial, is_finished
 
-TUNING_SEED = 2**31 - 1  # no `--seeds N` comes near it
+TUNING_SEED = 2**31 - 1  # no `--seeds N` comes near it, nor
+FINAL_LESSONS = 2**31 - 2  # this one, of the lessons that final students share
 KEPT, RUNGS = 3, 2  # halving: a third goes on; two shorter horizons before the whole one
 LONGER = 3  # ruleset self: as AlgoPerf's, three times the steps that a tuned trial has
 
@@ -56,10 +58,19 @@ class Field(NamedTuple):
     specs: Sequence[Spec]
     published: Mapping[str, Mapping[str, float]]  # optimizer -> what replaces its defaults
 
-    def trial(self, spec: Spec, seed: int, point: Mapping[str, Any], steps: int | None = None) -> Trial:
-        """A trial of the field; with fewer or more steps than the others, if they are given."""
+    def trial(
+        self,
+        spec: Spec,
+        seed: int,
+        point: Mapping[str, Any],
+        steps: int | None = None,
+        lesson_seed: int | None = None,
+    ) -> Trial:
+        """A trial of the field; with other steps, or lessons of another seed, where they are given."""
         hp = {**self.published.get(spec.name, {}), **point}
-        return make_trial(self.task, self.protocol, spec, steps or self.steps, seed, hp)
+        return make_trial(
+            self.task, self.protocol, spec, steps or self.steps, seed, hp, lesson_seed=lesson_seed
+        )
 
 
 Run = Callable[[Sequence[Trial], Path], None]  # runs what is not finished, into a folder of records
@@ -114,6 +125,7 @@ def run_trials(
                     trial.total_steps,
                     trial.seed,
                     dict(trial.optimizer.hyperparameters),
+                    trial.lesson_seed,
                 )
                 for trial in batch
             ),
@@ -130,13 +142,14 @@ def tune(field: Field, args: argparse.Namespace, run: Run) -> None:
     """The best of the points and the default, on fresh seeds."""
     tuning, out = args.out / "tuning", args.out / "final"
     search = halving if args.halving else in_full
+    lessons = None if args.own_lessons else FINAL_LESSONS
     final: dict[Path, Trial] = {}
     for spec, best in search(field, args.trials, run, tuning):
         found = {name: best.optimizer.hyperparameters[name] for name in spec.space}
         print(f"{spec.name}: best of {args.trials}: {_told(found)}")
         for seed in range(args.seeds):
             for point in (found, {}):
-                trial = field.trial(spec, seed, point)
+                trial = field.trial(spec, seed, point, lesson_seed=lessons)
                 final.setdefault(trial.record_path(out), trial)
     run(list(final.values()), out)
     print_table(list(final))
@@ -315,6 +328,12 @@ def parser() -> argparse.ArgumentParser:
         "--seeds", type=positive, default=5, metavar="N", help="of the final runs; default: %(default)s"
     )
     p.add_argument("--studies", type=positive, default=5, metavar="N", help="default: %(default)s")
+    p.add_argument(
+        "--own-lessons",
+        action="store_true",
+        help="each final seed has lessons of its own; default: first weights of its own, and lessons "
+        "that all share (docs/tuning.md has what that changes: on digits, nothing that can be seen)",
+    )
     p.add_argument(
         "--halving",
         action="store_true",

@@ -173,7 +173,7 @@ def test_a_batched_trial_is_the_trial_alone(name, tiny, out):
     batched, alone = records.read(trial.record_path(out / "batched")), finish(trial, out / "alone")
     assert not batched.header["timed"]
     one, other = ([m["validation_kl"] for m in r.measurements] for r in (batched, alone))
-    np.testing.assert_allclose(one[:4], other[:4], rtol=1e-3)  # to step 30; later rounding grows
+    np.testing.assert_allclose(one[:4], other[:4], rtol=1e-2)  # to step 30; rounding grows
 
 
 @pytest.mark.parametrize("name", NAMES)
