@@ -90,11 +90,15 @@ def summary(ends: pd.DataFrame) -> pd.DataFrame:
             "diverged": int((group["status"] == "diverged").sum()),
         }
         for metric in ("validation_kl", "test_kl", "test_agreement", "test_accuracy"):
-            row[metric] = str(estimate(group[metric].fillna(np.inf)))
+            finished = group[metric].where(group["status"] != "diverged")
+            row[metric] = str(estimate(finished.fillna(np.inf)))
         row["reached"] = f"{reached.sum()} of {len(group)}"
         for column in ("steps_to_target", "seconds_to_target"):
             most = reached.mean() > 0.5
-            row[column] = str(_censored(group[column])) if most else "not reached"
+            if (group[column].notna() != reached).any():  # some were not timed
+                row[column] = "-"
+            else:
+                row[column] = str(_censored(group[column])) if most else "not reached"
         rows.append(row)
     table = pd.DataFrame(rows)
     return table.sort_values(["task", "horizon", "label"], ignore_index=True)

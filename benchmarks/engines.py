@@ -205,7 +205,8 @@ def _next(left: Sequence[Planned]) -> Planned:
 
 def _check(planned: Sequence[Planned]) -> None:
     """Raises RuntimeError where workers have made other records than those that were asked for."""
-    if missing := [path for plan in _unfinished(planned) for path in plan.paths]:
+    left = [path for plan in _unfinished(planned) for path in plan.paths]
+    if missing := [path for path in left if not is_finished(path)]:
         raise RuntimeError(
             f"there is no finished record {missing[0]}: workers must see the same --out and the same "
             "version of this repository, and nobody may edit optimizers meanwhile"
@@ -296,10 +297,15 @@ def _join_ray(workers: int | None, address: str | None) -> Engine:
                 )
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         message = " ".join(str(error).split())[:200]
-        raise RequestError(f"--address {address}: Ray cannot be reached ({message})") from error
+        what = f"--address {address}" if address else "--engine ray"
+        raise RequestError(f"{what}: Ray cannot be reached ({message})") from error
     there = ray.cluster_resources()
     at_once = workers or int(there.get("GPU") or there.get("CPU") or 1)
-    cpus = max(1, int(there.get("CPU", 1)) // at_once)
+    kind = "GPU" if there.get("GPU") else "CPU"
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    # What no node has, no job would ever get.
+    largest = max((node.get("CPU", 1) for node in nodes if node.get(kind)), default=1)
+    cpus = max(1, int(min(largest, there.get("CPU", 1) // at_once)))
 
     def start(job: Job) -> Worker:
         if job.batched and not there.get("GPU"):  # the cores that it has; a power of two divides batches

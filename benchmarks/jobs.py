@@ -108,6 +108,7 @@ def run_job(job: Job, progress: Callable[[], None] = lambda: None) -> None:
                     steps.close()
                     raise Interrupted("the same command resumes it")
             left = [trial for trial in left if not _is_finished(trial, out)]
+            progress()
             if left and not _sleep(interrupted):
                 raise Interrupted("the same command goes on")
 
@@ -134,9 +135,10 @@ def _in_batches(trials: Sequence[Trial], out: Path, command: str) -> Generator[A
         try:
             yield from run_batch(batch, out, command=command)
         except TooLarge as error:
-            if not error.fits:
-                raise
             tqdm.write(str(error), file=sys.stderr)
+            if not error.fits:
+                yield from _in_turn(batch, out, command)
+                continue
             size = min(size, error.fits)
             waiting = sharing_lessons([t for b in [batch, *waiting] for t in b], size)
 

@@ -128,7 +128,11 @@ def compare_batches(trial: Trial, rounds: int) -> None:
 
 def timed_batch(trial: Trial, n: int) -> tuple[float, int]:
     """Seconds on the clock of a batch of n that differ in the learning rate; bytes on all devices."""
-    rate = trial.optimizer.hyperparameters["learning_rate"]
+    rate = trial.optimizer.hyperparameters.get("learning_rate")
+    if type(rate) is not float:
+        raise RequestError(
+            f"--opt {trial.optimizer.name}: it has no learning_rate that trials differ in"
+        )
     trials = [
         dataclasses.replace(
             trial,

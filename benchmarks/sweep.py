@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 from scipy.stats import qmc
 
+from analysis import comparison, frames
 from benchmarks import engines
 from benchmarks.commands import (
     add_task_options,
@@ -41,11 +42,12 @@ from testbed.batch import sharing_lessons
 from testbed.errors import RequestError
 from testbed.lessons import PROTOCOLS
 from testbed.tasks.task import Task
-from testbed.trial import Trial, is_finished
+from testbed.trial import Trial
 
 TUNING_SEED = 2**31 - 1  # no `--seeds N` comes near it, nor
 FINAL_LESSONS = 2**31 - 2  # this one, of the lessons that final students share
 KEPT, RUNGS = 3, 2  # halving: a third goes on; two shorter horizons before the whole one
+LEAST = 8  # trials of a batch, however many workers there are: fewer save little
 LONGER = 3  # ruleset self: as AlgoPerf's, three times the steps that a tuned trial has
 
 
@@ -91,31 +93,55 @@ def main() -> None:
         devices.use_cores(args.devices)
     task, steps, published = choose_task(args)
     choose("--protocol", args.protocol, PROTOCOLS)
-    args.trials = args.trials or (5 if args.ruleset == "external" else 16)
     field = Field(task, args.protocol, steps, [registry.find(opt) for opt in args.opt], published)
-    for spec in field.specs:
-        points(spec, 1)  # what cannot be searched is refused before anything runs
+    refuse(field, args)
+    args.trials = args.trials or (5 if args.ruleset == "external" else 16)
+    args.seeds, args.studies = args.seeds or 5, args.studies or 5
     run = functools.partial(run_trials, args, engine)
     {"tune": tune, "external": external, "self": self_tuned}[args.ruleset](field, args, run)
+
+
+def refuse(field: Field, args: argparse.Namespace) -> None:
+    """Raises before anything runs what would go wrong later.
+
+    Raises:
+      OptimizerError: an optimizer cannot be searched.
+      RequestError: two optimizers of one name, an option that does not go with the ruleset, or a folder
+        with records of another version of the task.
+    """
+    for number, spec in enumerate(field.specs):
+        points(spec, 1)
+        if spec.name in [other.name for other in field.specs[:number]]:
+            raise RequestError(
+                f"--opt {args.opt[number]}: {spec.name} is taken; give it a name of its own in SPEC"
+            )
+    tuned = args.ruleset == "tune"
+    for option, given, goes in (
+        ("--halving", args.halving, tuned),
+        ("--own-lessons", args.own_lessons, tuned),
+        ("--seeds", args.seeds, tuned),
+        ("--studies", args.studies, not tuned),
+        ("--trials", args.trials, args.ruleset != "self"),
+    ):
+        if given and not goes:
+            raise RequestError(f"{option}: it does not go with --ruleset {args.ruleset}")
+    one = field.trial(field.specs[0], 0, {})
+    for folder in ("tuning", "final") if tuned else (args.ruleset,):
+        require_this_version(one, args.out / folder)
 
 
 def run_trials(
     args: argparse.Namespace, engine: engines.Engine, trials: Sequence[Trial], out: Path
 ) -> None:
-    """Runs what is not finished, by an engine: batches of trials that share their lessons.
-
-    Raises:
-      RequestError: the folder has records of another version of the task.
-    """
-    require_this_version(trials, out)
-    left = [trial for trial in trials if not is_finished(trial.record_path(out))]
-    size = max(1, min(args.batch, math.ceil(len(left) / engine.at_once)))
+    """Runs what is not finished, by an engine: batches of trials that share their lessons."""
+    # Of all trials, finished or not, so that the batches of a sweep that goes on are what they were.
+    size = min(args.batch, max(LEAST, math.ceil(len(trials) / engine.at_once)))
     opts = {registry.find(opt).name: _absolute(opt) for opt in args.opt}
     names = ("task", "protocol", "horizon", "steps", "lessons_from", "precision", "devices")
     options = {name: getattr(args, name) for name in names}
     # As decided here: a worker's devices may be of another kind than this machine's.
     options["precision"] = trials[0].task.precision
-    batches = [[trial] for trial in left] if args.no_batch else sharing_lessons(left, size)
+    batches = [[trial] for trial in trials] if args.no_batch else sharing_lessons(trials, size)
     jobs = [
         Job(
             task=options | {"hosts": None, "processes": None, "process": None},
@@ -146,13 +172,17 @@ def tune(field: Field, args: argparse.Namespace, run: Run) -> None:
     final: dict[Path, Trial] = {}
     for spec, best in search(field, args.trials, run, tuning):
         found = {name: best.optimizer.hyperparameters[name] for name in spec.space}
-        print(f"{spec.name}: best of {args.trials}: {_told(found)}")
+        lost = math.isinf(final_score(best, tuning))
+        told = "all diverged, such as" if lost else f"best of {args.trials}:"
+        print(f"{spec.name}: {told} {_told(found)}")
         for seed in range(args.seeds):
             for point in (found, {}):
                 trial = field.trial(spec, seed, point, lesson_seed=lessons)
                 final.setdefault(trial.record_path(out), trial)
     run(list(final.values()), out)
-    print_table(list(final))
+    print_summary(list(final), out)
+    if lessons:
+        print("Seeds differ in first weights; their lessons are the same (--own-lessons: they are not)")
     print(f"Figures: python analysis/report.py {out} --out report")
 
 
@@ -228,6 +258,17 @@ def self_tuned(field: Field, args: argparse.Namespace, run: Run) -> None:
     print_studies(trials, out, f"defaults, {LONGER * field.steps:,} steps")
 
 
+def print_summary(paths: Sequence[Path], out: Path) -> None:
+    """Medians over seeds with intervals, a line for each configuration."""
+    frame, _ = frames.load(out)
+    frame = frame[frame["run_id"].isin([path.stem for path in paths])]
+    frame = frame.assign(label=frames.labels(frame))  # without what else is in the folder
+    table = comparison.summary(comparison.trials(frame))
+    shown = ["label", "n", "diverged", "validation_kl", "test_kl", "test_accuracy", "reached"]
+    print(table[[*shown, "steps_to_target"]].to_string(index=False))
+    print("medians over seeds with 95 % intervals; chosen on validation data")
+
+
 def print_studies(chosen: Mapping[str, Sequence[Trial]], out: Path, how: str) -> None:
     """The trial of each study, and the median of studies for each optimizer."""
     print_table([trial.record_path(out) for of_spec in chosen.values() for trial in of_spec])
@@ -289,15 +330,15 @@ def steps_to_target(trial: Trial, out: Path) -> tuple[float, float]:
     return reached["step"] if reached else math.inf, final_score(trial, out)
 
 
-def require_this_version(trials: Sequence[Trial], out: Path) -> None:
-    """Raises RequestError where records in `out` are of another version of the trials' task."""
-    identity = trials[0].identity()
+def require_this_version(trial: Trial, out: Path) -> None:
+    """Raises RequestError where records in `out` are of another version of the trial's task."""
+    identity = trial.identity()
     for path in records.paths(out / identity["task"]):
         header = records.read(path).header
         if header and header["task_fingerprint"] != identity["task_fingerprint"]:
             raise RequestError(
-                f"--out {out}: it holds records of another version of the task {identity['task']}, such "
-                f"as {path.name}; choose another folder, or move them away"
+                f"--out {out}: it holds records of another version of the task {identity['task']} (or "
+                f"of another precision), such as {path.name}; choose another folder, or move them away"
             )
 
 
@@ -324,10 +365,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--trials", type=positive, metavar="N", help="points per optimizer; default: 16, external: 5"
     )
-    p.add_argument(
-        "--seeds", type=positive, default=5, metavar="N", help="of the final runs; default: %(default)s"
-    )
-    p.add_argument("--studies", type=positive, default=5, metavar="N", help="default: %(default)s")
+    p.add_argument("--seeds", type=positive, metavar="N", help="of the final runs; default: 5")
+    p.add_argument("--studies", type=positive, metavar="N", help="default: 5")
     p.add_argument(
         "--own-lessons",
         action="store_true",

@@ -6,7 +6,7 @@ for all of them, whatever their optimizers (`groups.py` has what they compute).
 
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,13 +81,28 @@ def run_batch(
     if len({_kind(trial) for trial in trials}) != 1:
         raise ValueError("a batch's trials share their lessons")
     with ExitStack() as stack:
-        mine = [trial for trial in trials if _claim(stack, trial, out)]
-        if mine:
+        # In an order of their own, since a checkpoint knows them by it.
+        ordered = sorted(trials, key=lambda t: (t.optimizer.name, t.record_path(out).stem))
+        mine = [trial for trial in ordered if _claim(stack, trial, out)]
+        if not mine:
+            return
+        with _splitting(len(mine)):
             alone = yield from _run_batch(stack, mine, out, command, together)
-            stack.close()
-            for trial in alone:
-                for at in run(trial, out, command=command):
-                    yield Progress(at.step, at.total_steps, 1, 0)
+    for trial in alone:
+        with suppress(records.Busy):
+            for at in run(trial, out, command=command):
+                yield Progress(at.step, at.total_steps, 1, 0)
+
+
+@contextmanager
+def _splitting(trials: int) -> Iterator[None]:
+    """Inside, what a device says of its memory is said of the batch."""
+    try:
+        yield
+    except Exception as error:
+        if "RESOURCE_EXHAUSTED" in str(error):
+            raise too_large(trials, "more memory than there is") from error
+        raise
 
 
 def _claim(stack: ExitStack, trial: Trial, out: Path) -> bool:
@@ -100,8 +115,6 @@ def _claim(stack: ExitStack, trial: Trial, out: Path) -> bool:
             return False
         if is_finished(path):
             return False
-        # What ran alone so far has other rows.
-        Checkpoints(path.with_suffix(".checkpoint")).delete()
         stack.enter_context(mine.pop_all())
     return True
 
@@ -123,10 +136,15 @@ def _run_batch(
         states = jax.block_until_ready([group.start() for group in groups])
         about = {"command": command, "compilation_cache": cache}
         books = _Books(groups, course.n, out, about)
-        checkpoints = Checkpoints(out / one.task.name / f"batch-{books.id}.checkpoint")
+        folder = out / one.task.name
+        checkpoints = Checkpoints(folder / f"batch-{books.id}.checkpoint")
         stack.callback(checkpoints.close)
+        books.clear(folder)
     with ledger.on("checkpoint_s"):
-        restored = checkpoints.restore(states)
+        try:
+            restored = checkpoints.restore(states)
+        except RequestError:  # of another number of devices, in whose places it was
+            restored = None
         if restored and books.resume(restored[1]["books"]):
             states = restored[0]
             ledger.resume(restored[1]["ledger"])
@@ -134,8 +152,6 @@ def _run_batch(
         count = shapes.temperature.shape[0]
         lessons = _lessons(one, course, teach, count, books.step)
     yield from _learn(states, groups, lessons, due, books, checkpoints, ledger)
-    checkpoints.close()
-    checkpoints.delete()
     return alone
 
 
@@ -150,7 +166,8 @@ def _learn(
 ) -> Generator[Progress]:
     """The loop: lessons, learning, measurements, until the last step or until all have diverged."""
     step, alive, total = books.step, books.alive(states), due[-1]
-    taught, dispatch, cadence = next(lessons), 1, Cadence()
+    taught: _Lessons | None = None
+    dispatch, cadence = 1, Cadence()
 
     def save() -> None:
         with ledger.on("checkpoint_s"), cadence.saving():
@@ -174,7 +191,7 @@ def _learn(
             with ledger.on("train_s"):
                 begun, first = time.perf_counter(), step
                 while step < stop:
-                    if step >= taught.until:
+                    if taught is None or step >= taught.until:
                         taught = next(lessons)
                     step = min(stop, taught.until)
                     parts = zip(groups, states, strict=True)
@@ -188,10 +205,10 @@ def _learn(
         raise
     except Exception as error:
         books.fail(step, f"{type(error).__name__}: {error}", ledger)
-        if "RESOURCE_EXHAUSTED" in str(error) and len(alive) > 1:
-            raise too_large(len(alive), "more memory than there is") from error
         raise
     books.end(states, ledger)
+    checkpoints.close()
+    checkpoints.delete()
     yield Progress(step, total, len(alive), int(np.sum(~alive)))
 
 
@@ -223,6 +240,14 @@ class _Books:
         self._lengths = [0] * len(self._trials)
         self.id = records.run_id({"batch": sorted(path.stem for path in self._paths)})
         self.step, self.measured, self._resumed = 0, -1, 0
+
+    def clear(self, folder: Path) -> None:
+        """Deletes what is of no use here: checkpoints of other batches, and of trials alone."""
+        for path in self._paths:
+            Checkpoints(path.with_suffix(".checkpoint")).delete()
+            other = records.read(path).header.get("batch", {}).get("id", self.id)
+            if other != self.id:  # nobody runs it: its trials are locked here
+                Checkpoints(folder / f"batch-{other}.checkpoint").delete()
 
     def saved(self, step: int) -> dict[str, Any]:
         """What a checkpoint holds of them."""

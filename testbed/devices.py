@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
+from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
@@ -219,7 +220,9 @@ def memory_for_batches() -> float:
     """Bytes of a device that a batch of trials may take; CPU devices share half of the machine's."""
     if jax.default_backend() != "cpu":
         return memory()
-    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    machine = float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    with suppress(OSError, ValueError):  # what a container, or a job of SLURM, may have ("max": all)
+        machine = min(machine, float(Path("/sys/fs/cgroup/memory.max").read_text()))
     return machine / 2 / jax.local_device_count()
 
 

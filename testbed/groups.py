@@ -132,7 +132,8 @@ def compile_groups(
     kinds: dict[Any, list[Trial]] = {}
     for trial in trials:
         split = split_hyperparameters(trial.optimizer)
-        kinds.setdefault((trial.optimizer.build, split), []).append(trial)
+        rule = (trial.optimizer.build, trial.optimizer.eval_params, trial.optimizer.vectorizes)
+        kinds.setdefault((rule, split), []).append(trial)
     groups, alone = [], []
     for (_, split), alike in kinds.items():
         optimizer = alike[0].optimizer
@@ -168,10 +169,9 @@ def needs(groups: Sequence[Group], lessons: Lesson) -> tuple[int, int]:
 
 
 def too_large(count: int, needs: str) -> TooLarge:
-    """The error of a batch of `count` trials, which asks for half as many."""
-    return TooLarge(
-        f"a batch of {count} trials needs {needs}; {count // 2} at a time may do", count // 2
-    )
+    """The error of a batch of `count` trials, which asks for half as many; of one, to run it alone."""
+    instead = f"{count // 2} at a time" if count > 1 else "it runs alone"
+    return TooLarge(f"a batch of {count} needs {needs}: {instead}", count // 2)
 
 
 def _bytes(tree: Any) -> int:

@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -169,6 +170,7 @@ def lock(record: Path) -> Iterator[None]:
 
 
 def _open_locked(record: Path, path: Path) -> BinaryIO:
+    tries = 0
     while True:
         try:
             record.parent.mkdir(parents=True, exist_ok=True)
@@ -182,6 +184,11 @@ def _open_locked(record: Path, path: Path) -> BinaryIO:
             if path.stat().st_ino == os.fstat(file.fileno()).st_ino:
                 return file
         except BlockingIOError as error:
+            tries += 1
+            if tries < 5:  # somebody may only be looking (`is_held`)
+                file.close()
+                time.sleep(0.01)
+                continue
             file.close()
             raise Busy(
                 f"trial {record.stem} is being run by another process; wait for it, or use another --out"

@@ -16,6 +16,7 @@ import pytest
 
 from analysis import frames
 from analysis import report as page
+from benchmarks import jobs
 from optimizers import registry
 from optimizers.spec import Spec
 from testbed import batch, devices, groups, records
@@ -77,6 +78,19 @@ def test_a_batched_trial_is_the_same_trial_alone(together_and_alone, how):
             ours, theirs = ([m[score] for m in r.measurements] for r in (batched, alone))
             np.testing.assert_allclose(ours[:2], theirs[:2], rtol=1e-5)
             np.testing.assert_allclose(ours, theirs, rtol=1e-2)
+
+
+def test_at_the_end_batched_and_alone_differ_less_than_seeds_do(tiny, tmp_path):
+    """After 400 steps: bits differ, but the distribution over students does not."""
+    trials = [
+        dataclasses.replace(trial_of(tiny, seed=seed), total_steps=400, lesson_seed=0)
+        for seed in range(8)
+    ]
+    found = [finish_batch(trials, tmp_path / "batched"), [finish(t, tmp_path / "alone") for t in trials]]
+    batched, alone = (np.log([r.measurements[-1]["test_kl"] for r in records_]) for records_ in found)
+    spread = np.std(alone, ddof=1)
+    assert abs(np.mean(batched - alone)) < 0.2 * spread
+    assert np.std(batched - alone) < 0.5 * spread
 
 
 def test_batched_records_have_no_seconds_and_say_with_whom_they_ran(together_and_alone, tmp_path):
@@ -144,7 +158,8 @@ def test_an_interrupted_batch_ends_like_an_uninterrupted_one(tiny, tmp_path, mon
             next(progress)
         progress.close()
         assert all(records.read(t.record_path(out)).end is None for t in trials), "ends at once"
-    parts = finish_batch(trials, out)
+    finish_batch(trials[::-1], out)  # the order does not matter
+    parts = [records.read(trial.record_path(out)) for trial in trials]
     assert {r.end["resumed"] for r in parts} == {2}
     for one, other in zip(parts, whole, strict=True):
         assert rows(one) == rows(other)
@@ -220,10 +235,22 @@ def test_students_may_share_the_lessons_of_another_seed(tiny, tmp_path):
 def test_a_batch_that_does_not_fit_asks_for_half(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(devices, "memory_for_batches", lambda: 1e5)
     trials = [trial_of(tiny, learning_rate=r) for r in (0.01, 0.02, 0.03, 0.04, 0.05)]
-    with pytest.raises(groups.TooLarge, match=r"5 trials needs .* GB of 0.00 GB") as caught:
+    with pytest.raises(groups.TooLarge, match=r"batch of 5 needs .* GB of 0.00 GB") as caught:
         finish_batch(trials, tmp_path)
     assert caught.value.fits == 2
     assert not list(tmp_path.rglob("*.jsonl"))
+
+
+def test_batches_are_halved_until_they_fit(tiny, tmp_path, monkeypatch, capsys):
+    trials = [trial_of(tiny, learning_rate=r) for r in (0.01, 0.02, 0.03, 0.04, 0.05)]
+    _, lessons = groups.compile_teach(tiny, "function_matching", 4)
+    found, _ = groups.compile_groups(trials[:3], lessons)
+    monkeypatch.setattr(devices, "memory_for_batches", lambda: sum(groups.needs(found, lessons)))
+    for _ in jobs._in_batches(trials, tmp_path, ""):
+        pass
+    sizes = [records.read(t.record_path(tmp_path)).header["batch"]["size"] for t in trials]
+    assert sizes == [2, 2, 2, 2, 1]
+    assert capsys.readouterr().err.count("a batch of 5 needs") == 1
 
 
 def test_a_batch_on_two_devices_equals_one_on_one(tiny, tmp_path):

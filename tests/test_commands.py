@@ -164,6 +164,7 @@ def test_a_sweep_tunes_all_alike_and_runs_the_best_on_fresh_seeds(command, tiny_
         default = registry.defaults(registry.find(name))
         assert chosen == {str(best.header["hyperparameters"]), str(default)}
         assert f"{name}: best of 3" in stdout
+    assert "medians over seeds" in stdout
 
 
 def sweep_in(command, folder, *words):
@@ -255,6 +256,9 @@ def test_the_best_of_a_study_is_the_first_at_the_target(tiny, tmp_path):
         (("--engine", "slurm"), "--engine slurm: it is not installed; pip install -e .[slurm]"),
         (("--hosts", "here:1"), "--hosts: a batch is on one host"),
         (("--address", "here:1"), "--engine local: one process"),
+        (("--opt", "adam"), "--opt adam: adam is taken"),
+        (("--ruleset", "self", "--halving"), "--halving: it does not go with --ruleset self"),
+        (("--ruleset", "external", "--seeds", "3"), "--seeds: it does not go with --ruleset external"),
         (("--opt", "EMPTY"), "the search space of learning_rate is empty: 0.1 to 0.1"),
         (("--opt", "NEGATIVE"), "low < high and low > 0, since it is logarithmic"),
         (("--opt", "NONE"), "it has no search space"),

@@ -1,6 +1,7 @@
 """Engines: wherever jobs run, and whatever dies, the records are the same and nothing is run twice."""
 
 import argparse
+import functools
 import os
 import pickle
 import signal
@@ -63,12 +64,12 @@ def spy(tmp_path) -> Path:
     return tmp_path / "spy.py"
 
 
-def make_jobs(opt, out, rates=RATES) -> list[Job]:
+def _make_jobs(opt, out, rates=RATES, *, batched=False) -> list[Job]:
     options = argparse.ArgumentParser()
     add_task_options(options)
-    task = vars(options.parse_args(["--protocol", "labels"]))
+    task = vars(options.parse_args(["--protocol", "labels", "--devices", "1"]))
     return [
-        Job(task, (Request(str(opt), STEPS, 0, {"learning_rate": rate}),), str(out), "", batched=False)
+        Job(task, (Request(str(opt), STEPS, 0, {"learning_rate": rate}),), str(out), "", batched)
         for rate in rates
     ]
 
@@ -79,10 +80,13 @@ def contents(out: Path) -> dict[str, list]:
     return {record.path.name: without_times(record) for record in found}
 
 
-@pytest.mark.parametrize(("name", "address"), [("ray", None), ("slurm", "local")])
+@pytest.mark.parametrize(
+    ("name", "address", "batched"), [("ray", None, True), ("slurm", "local", False)]
+)
 def test_two_workers_of_which_one_is_killed_make_the_records_of_one_and_of_this_process(
-    spy, tmp_path, monkeypatch, name, address
+    spy, tmp_path, monkeypatch, name, address, batched
 ):
+    make_jobs = functools.partial(_make_jobs, batched=batched)
     # How long submitit waits for the result of a job that is over, as on a slow network disk.
     monkeypatch.setattr("submitit.core.core.Job._results_timeout_s", 1)
     engines.choose("local").run(make_jobs(spy, tmp_path / "here"))
@@ -108,7 +112,7 @@ def test_two_workers_of_which_one_is_killed_make_the_records_of_one_and_of_this_
 
 
 def test_two_sweeps_in_one_folder_run_nothing_twice_and_share_the_work(spy, tmp_path):
-    (tmp_path / "jobs").write_bytes(pickle.dumps(make_jobs(spy, tmp_path / "runs")))
+    (tmp_path / "jobs").write_bytes(pickle.dumps(_make_jobs(spy, tmp_path / "runs")))
     code = (
         "import pickle; from benchmarks import engines;"
         f"engines.choose('local').run(pickle.load(open({str(tmp_path / 'jobs')!r}, 'rb')))"
@@ -155,7 +159,7 @@ def test_a_job_that_fails_or_kills_its_workers_ends_the_sweep_and_stops_the_othe
         return started[-1]
 
     with pytest.raises((RequestError, RuntimeError), match="no"):
-        engines.Elsewhere(start, 2).run(make_jobs("sgd", tmp_path, RATES[:2]))
+        engines.Elsewhere(start, 2).run(_make_jobs("sgd", tmp_path, RATES[:2]))
     assert len(started) == starts
     assert started[0].stopped
 
@@ -170,28 +174,28 @@ def test_an_interrupt_stops_all_workers(tmp_path):
         return workers[-1]
 
     with pytest.raises(Interrupted):
-        engines.Elsewhere(start, 2).run(make_jobs("sgd", tmp_path))
+        engines.Elsewhere(start, 2).run(_make_jobs("sgd", tmp_path))
     assert [worker.stopped for worker in workers] == [[True], [True]]
 
 
 def test_workers_that_make_other_records_are_found_out(tmp_path):
     done = Fake(None, [True])
     with pytest.raises(RuntimeError, match="no finished record"):
-        engines.Elsewhere(lambda job: done, 2).run(make_jobs("sgd", tmp_path))
+        engines.Elsewhere(lambda job: done, 2).run(_make_jobs("sgd", tmp_path))
 
 
 def test_what_goes_wrong_in_a_worker_comes_back_in_one_line(spy, tmp_path):
-    (job,) = make_jobs("nowhere.py", tmp_path, RATES[:1])
+    (job,) = _make_jobs("nowhere.py", tmp_path, RATES[:1])
     assert isinstance(engines.attempt(job), RequestError)
     spy.write_text("def build(total_steps, *, learning_rate=0.0):\n    raise KeyError('two\\nlines')")
-    (job,) = make_jobs(spy, tmp_path, RATES[:1])
+    (job,) = _make_jobs(spy, tmp_path, RATES[:1])
     error = str(engines.attempt(job))
     assert "two" in error
     assert "\n" not in error
 
 
 def test_progress_counts_what_any_process_has_done(tmp_path):
-    planned = [engines._plan(job) for job in make_jobs("sgd", tmp_path)]
+    planned = [engines._plan(job) for job in _make_jobs("sgd", tmp_path)]
     (one,), (other,), (_,) = (plan.paths for plan in planned)
     one.parent.mkdir(parents=True)
     header = {"kind": "header", "schema": records.SCHEMA}

@@ -15,6 +15,7 @@ import pandas as pd
 from analysis import race as statistics
 from benchmarks.commands import add_task_options, choose_task, positive, serve
 from benchmarks.race import make_heats, make_lanes, measure, run_race
+from testbed.errors import RequestError
 
 TABLE = Path(__file__).with_suffix(".csv")
 
@@ -32,6 +33,8 @@ def main() -> None:
     p.add_argument("--debug", action="store_true", help="show the traceback of an error")
     add_task_options(p)
     args = p.parse_args()
+    if args.hosts:
+        raise RequestError(f"--hosts {args.hosts}: a race is on one machine; leave it out")
     task, steps, published = choose_task(args)
     lanes = make_lanes([args.opt] * 2, [], published)
     rows = []

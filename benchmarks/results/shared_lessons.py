@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from benchmarks.commands import add_task_options, choose_task, make_trial, positive, serve
 from optimizers import registry
@@ -59,18 +60,20 @@ def main() -> None:
     table = pd.DataFrame(rows)
     table.to_csv(TABLE, index=False)
     logs = table.assign(log_kl=np.log(table["test_kl"]), log_steps=np.log(table["steps_to_target"]))
-    print(
-        logs.groupby(["optimizer", "lessons"], sort=False)
-        .agg(
-            n=("seed", "size"),
-            mean_log_kl=("log_kl", "mean"),
-            sd_log_kl=("log_kl", "std"),
-            reached=("steps_to_target", "count"),
-            sd_log_steps=("log_steps", "std"),
-        )
-        .round(3)
-        .to_string()
+    spreads = logs.groupby(["optimizer", "lessons"], sort=False).agg(
+        n=("seed", "size"),
+        mean_log_kl=("log_kl", "mean"),
+        sd_log_kl=("log_kl", "std"),
+        reached=("steps_to_target", "count"),
+        sd_log_steps=("log_steps", "std"),
     )
+    print(spreads.round(3).to_string())
+    for optimizer, of_one in spreads.groupby("optimizer", sort=False):
+        sd = of_one.droplevel("optimizer")["sd_log_kl"]
+        ratio, free = sd["shared"] / sd["own"], args.seeds - 1
+        # Of the variances of normal logarithms: an F distribution.
+        low, high = (ratio / stats.f.ppf(q, free, free) ** 0.5 for q in (0.975, 0.025))
+        print(f"{optimizer}: spread with shared lessons / with own: {ratio:.2f} [{low:.2f}, {high:.2f}]")
 
 
 if __name__ == "__main__":
