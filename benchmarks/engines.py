@@ -127,7 +127,11 @@ class Elsewhere:
 
     def run(self, jobs: Sequence[Job]) -> None:
         """See Engine."""
-        planned = [_plan(job) for job in jobs]
+        # It is the workers who must have the devices that are asked for.
+        planned = [
+            _plan(dataclasses.replace(job, task={**job.task, "devices": None}))._replace(job=job)
+            for job in jobs
+        ]
         left = _unfinished(planned)
         running: list[tuple[Planned, Worker]] = []
         with interrupts() as interrupted, watch(planned) as look:

@@ -91,7 +91,8 @@ def main() -> None:
     engine = engines.choose(args.engine, args.workers, args.address)
     if not args.no_batch and args.engine == "local":
         devices.use_cores(args.devices)
-    task, steps, published = choose_task(args)
+    here = {} if args.engine == "local" else {"devices": None}
+    task, steps, published = choose_task(argparse.Namespace(**{**vars(args), **here}))
     choose("--protocol", args.protocol, PROTOCOLS)
     field = Field(task, args.protocol, steps, [registry.find(opt) for opt in args.opt], published)
     refuse(field, args)
