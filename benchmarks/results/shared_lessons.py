@@ -59,6 +59,11 @@ def main() -> None:
             )
     table = pd.DataFrame(rows)
     table.to_csv(TABLE, index=False)
+    tell(table)
+
+
+def tell(table: pd.DataFrame) -> None:
+    """Prints the spreads, and their ratios with 95 % intervals."""
     logs = table.assign(log_kl=np.log(table["test_kl"]), log_steps=np.log(table["steps_to_target"]))
     spreads = logs.groupby(["optimizer", "lessons"], sort=False).agg(
         n=("seed", "size"),
@@ -68,12 +73,14 @@ def main() -> None:
         sd_log_steps=("log_steps", "std"),
     )
     print(spreads.round(3).to_string())
-    for optimizer, of_one in spreads.groupby("optimizer", sort=False):
-        sd = of_one.droplevel("optimizer")["sd_log_kl"]
-        ratio, free = sd["shared"] / sd["own"], args.seeds - 1
-        # Of the variances of normal logarithms: an F distribution.
-        low, high = (ratio / stats.f.ppf(q, free, free) ** 0.5 for q in (0.975, 0.025))
-        print(f"{optimizer}: spread with shared lessons / with own: {ratio:.2f} [{low:.2f}, {high:.2f}]")
+    sd = spreads["sd_log_kl"].unstack("lessons")
+    free = int(spreads["n"].iloc[0]) - 1
+    for name, part in [*((str(name), sd.loc[[name]]) for name in sd.index), ("all", sd)]:
+        ratio = float(np.sqrt((part["shared"] ** 2).sum() / (part["own"] ** 2).sum()))
+        # Of variances of normal logarithms: an F distribution.
+        degrees = free * len(part)
+        low, high = (ratio / stats.f.ppf(q, degrees, degrees) ** 0.5 for q in (0.975, 0.025))
+        print(f"{name}: spread with shared lessons / with own: {ratio:.2f} [{low:.2f}, {high:.2f}]")
 
 
 if __name__ == "__main__":
