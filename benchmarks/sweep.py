@@ -48,7 +48,7 @@ TUNING_SEED = 2**31 - 1  # no `--seeds N` comes near it, nor
 FINAL_LESSONS = 2**31 - 2  # this one, of the lessons that final students share
 KEPT, RUNGS = 3, 2  # halving: a third goes on; two shorter horizons before the whole one
 LEAST = 8  # trials of a batch, however many workers there are: fewer save little
-LONGER = 3  # ruleset self: as AlgoPerf's, three times the steps that a tuned trial has
+LONGER = 3  # ruleset self: times the steps of a tuned trial, as in AlgoPerf's first edition (v0.5)
 
 
 class Field(NamedTuple):
