@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import jax
 from tqdm import tqdm
@@ -30,6 +30,14 @@ Value = TypeVar("Value")
 
 class Interrupted(Exception):  # noqa: N818 (not an error)
     """The user, or whoever manages the machine, asked for an end."""
+
+
+class Parser(argparse.ArgumentParser):
+    """A command line whose faults are told in one line, like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        """Called by argparse."""
+        raise RequestError(f"error: {message}")
 
 
 def serve(main: Callable[[], None]) -> None:

@@ -23,6 +23,7 @@ from analysis import figures
 from analysis import race as statistics
 from benchmarks.commands import (
     Interrupted,
+    Parser,
     add_task_options,
     choose,
     choose_task,
@@ -66,7 +67,7 @@ def main() -> None:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    p = Parser(description=__doc__.split("\n")[0])
     p.add_argument(
         "--opt",
         action="append",

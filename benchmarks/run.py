@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.commands import (
+    Parser,
     add_task_options,
     choose,
     choose_task,
@@ -56,7 +57,7 @@ def main() -> None:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    p = Parser(description=__doc__.split("\n")[0])
     p.add_argument(
         "--opt",
         action="append",

@@ -26,6 +26,7 @@ from scipy.stats import qmc
 from analysis import comparison, frames
 from benchmarks import engines
 from benchmarks.commands import (
+    Parser,
     add_task_options,
     choose,
     choose_task,
@@ -353,7 +354,7 @@ def _absolute(opt: str) -> str:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    p = Parser(description=__doc__.split("\n")[0])
     p.add_argument("--opt", action="append", required=True, metavar="NAME", help="as in run.py")
     p.add_argument(
         "--ruleset",

@@ -24,7 +24,7 @@ class _Dense(nn.Module):
     """flax's Dense with its activations [features, batch].
 
     The gradient of a kernel is then a product along both arrays' last axes. Along their first ones, as
-    it would be for [batch, features], XLA's is at a third of the speed of other products on CPU.
+    it would be for [batch, features], XLA's is slow on CPU.
     """
 
     features: int
