@@ -22,7 +22,7 @@ from testbed.errors import RequestError
 Result = TypeVar("Result")
 
 AXIS = "data"
-SHARE = 0.25  # of a device's memory that whole parameters may take
+SHARE = 0.25  # of a device's memory that replicated parameters may take
 
 
 def connect(address: str, processes: int | None = None, process: int | None = None) -> None:
@@ -58,7 +58,7 @@ def use_cores(count: int | None = None) -> None:
     """
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-        with suppress(RuntimeError):  # devices are there already
+        with suppress(RuntimeError):  # devices exist already
             jax.config.update("jax_num_cpu_devices", count or min(8, cores))
 
 
@@ -68,15 +68,15 @@ def use(count: int | None = None, batch_size: int | None = None) -> None:
     Default: all; on one host, as many as a batch can be split over.
 
     Raises:
-      RequestError: there are not that many.
+      RequestError: fewer are available.
     """
-    there = jax.device_count()
+    available = jax.device_count()
     if count is None:
-        count = there
+        count = available
         if batch_size and jax.process_count() == 1:
-            count = max(n for n in range(1, there + 1) if batch_size % n == 0)
-    if not 1 <= count <= there or (jax.process_count() > 1 and count != there):
-        raise RequestError(f"--devices {count}: there are {there}")
+            count = max(n for n in range(1, available + 1) if batch_size % n == 0)
+    if not 1 <= count <= available or (jax.process_count() > 1 and count != available):
+        raise RequestError(f"--devices {count}: this machine has {available}; choose 1 to {available}")
     if count > 1:
         jax.set_mesh(make_mesh(count))
 
@@ -94,37 +94,37 @@ def mesh() -> Mesh | None:
 
 def require_divisible(batch_size: int) -> None:
     """Raises RequestError where a batch cannot be split over the devices in use."""
-    there = mesh()
-    if there and batch_size % there.size:
-        fits = max(n for n in range(1, there.size + 1) if batch_size % n == 0)
+    in_use = mesh()
+    if in_use and batch_size % in_use.size:
+        fits = max(n for n in range(1, in_use.size + 1) if batch_size % n == 0)
         raise RequestError(
-            f"batch size {batch_size}: cannot be split over {there.size} devices; --devices {fits}"
+            f"batch size {batch_size}: cannot be split over {in_use.size} devices; --devices {fits}"
         )
 
 
-def split() -> NamedSharding | None:
+def batch_sharded() -> NamedSharding | None:
     """The leading axis divided over all devices."""
-    there = mesh()
-    return NamedSharding(there, PartitionSpec(AXIS)) if there else None
+    in_use = mesh()
+    return NamedSharding(in_use, PartitionSpec(AXIS)) if in_use else None
 
 
-def whole() -> NamedSharding | None:
+def replicated() -> NamedSharding | None:
     """On every device."""
-    there = mesh()
-    return NamedSharding(there, PartitionSpec()) if there else None
+    in_use = mesh()
+    return NamedSharding(in_use, PartitionSpec()) if in_use else None
 
 
 def constrain(batch: Any) -> Any:
     """Inside a compiled function: arrays with their leading axis divided over all devices."""
-    if jax.sharding.get_abstract_mesh().size <= 1:  # 0 or 1, by version, where there is none
+    if jax.sharding.get_abstract_mesh().size <= 1:  # 0 or 1, by version, where no mesh is set
         return batch
     return jax.lax.with_sharding_constraint(batch, PartitionSpec(AXIS))
 
 
 def count() -> int:
     """How many devices are in use."""
-    there = mesh()
-    return there.size if there else 1
+    in_use = mesh()
+    return in_use.size if in_use else 1
 
 
 def as_if_one() -> AbstractContextManager[Any]:
@@ -132,14 +132,14 @@ def as_if_one() -> AbstractContextManager[Any]:
     return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ()))
 
 
-def on_members(f: Callable[..., Result], divided: int) -> Callable[..., Result]:
+def shard_map_trials(f: Callable[..., Result], divided: int) -> Callable[..., Result]:
     """f on each device, with its share of the first `divided` arguments' leading axis.
 
-    The other arguments are whole; results are put together along their leading axis. Inside, there is
-    one device: optimizers that divide their work see nobody to divide it with.
+    The other arguments are replicated; results are joined along their leading axis. Inside, there is
+    one device: optimizers that divide their work see no other device to divide it with.
     """
-    there = mesh()
-    if there is None:
+    in_use = mesh()
+    if in_use is None:
         return f
 
     def on_one(*arguments: Any) -> Result:
@@ -150,7 +150,7 @@ def on_members(f: Callable[..., Result], divided: int) -> Callable[..., Result]:
         specs = [PartitionSpec(AXIS)] * divided
         specs += [PartitionSpec()] * (len(arguments) - divided)
         mapped = jax.shard_map(
-            on_one, mesh=there, in_specs=tuple(specs), out_specs=PartitionSpec(AXIS), check_vma=False
+            on_one, mesh=in_use, in_specs=tuple(specs), out_specs=PartitionSpec(AXIS), check_vma=False
         )
         return mapped(*arguments)
 
@@ -159,15 +159,15 @@ def on_members(f: Callable[..., Result], divided: int) -> Callable[..., Result]:
 
 def rows(batch_size: int) -> NDArray[np.int64]:
     """Which rows of a batch this host provides, ascending."""
-    sharding = split()
+    sharding = batch_sharded()
     if sharding is None:
         return np.arange(batch_size)
     parts = sharding.addressable_devices_indices_map((batch_size,)).values()
     return np.unique(np.concatenate([np.arange(batch_size)[index] for index in parts if index]))
 
 
-def put(local: NDArray[Any], sharding: NamedSharding | None) -> Array:
-    """This host's rows (of split arrays), or all (of whole ones), as one array of all devices."""
+def from_process_local(local: NDArray[Any], sharding: NamedSharding | None) -> Array:
+    """This host's rows (of batch-sharded arrays), or all (of replicated ones), as one global array."""
     if sharding is None:
         return jax.device_put(local)
     return jax.make_array_from_process_local_data(sharding, local)
@@ -176,16 +176,16 @@ def put(local: NDArray[Any], sharding: NamedSharding | None) -> Array:
 def parameters(shapes: Any, copies: int = 1) -> Any:
     """Where parameters go: a sharding for each leaf, None on one device.
 
-    Whole on every device, unless `copies` of all of them (gradients, optimizer's state) take more than
+    Replicated on every device, unless `copies` of all of them (gradients, optimizer's state) take more than
     a quarter of a device's memory: then each leaf is divided along its longest axis that divides evenly.
     """
-    there = mesh()
-    if not there:
+    in_use = mesh()
+    if not in_use:
         return None
     size = copies * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
     if size <= SHARE * memory():
-        return jax.tree.map(lambda leaf: whole(), shapes)
-    return jax.tree.map(lambda leaf: NamedSharding(there, _longest(leaf.shape, there.size)), shapes)
+        return jax.tree.map(lambda leaf: replicated(), shapes)
+    return jax.tree.map(lambda leaf: NamedSharding(in_use, _longest(leaf.shape, in_use.size)), shapes)
 
 
 def _longest(shape: tuple[int, ...], devices: int) -> PartitionSpec:
@@ -226,8 +226,8 @@ def memory_for_batches() -> float:
     return machine / 2 / jax.local_device_count()
 
 
-def place(tree: Any, shardings: Any) -> Any:
-    """Host arrays, the same on every host, as arrays of all devices."""
+def to_global(tree: Any, shardings: Any) -> Any:
+    """Host arrays, the same on every host, as global arrays."""
     if shardings is None:
         return jax.device_put(tree)
 
@@ -243,8 +243,8 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def agree_any(value: bool) -> bool:
-    """Whether it is so on any host, told to all."""
+def any_host(value: bool) -> bool:
+    """Whether `value` is true on any host; the same answer on every host."""
     if jax.process_count() == 1:
         return value
     from jax.experimental import multihost_utils
@@ -252,8 +252,8 @@ def agree_any(value: bool) -> bool:
     return bool(np.any(multihost_utils.process_allgather(np.bool_(value))))
 
 
-def together(action: Callable[[], Result]) -> Result:
-    """What `action` returns on this host; where it cannot be served on one, it ends on all.
+def try_on_all_hosts(action: Callable[[], Result]) -> Result:
+    """What `action` returns on this host; where it raises a RequestError on one, it ends on all.
 
     Raises:
       RequestError: that of this host, or one that says that another host has one.
@@ -263,12 +263,12 @@ def together(action: Callable[[], Result]) -> Result:
         result = action()
     except RequestError as error:
         mine = error
-    if agree_any(mine is not None):
-        raise mine or RequestError("another host cannot go on; it says why")
+    if any_host(mine is not None):
+        raise mine or RequestError("another host cannot continue; its own message says why")
     return result  # type: ignore[return-value]
 
 
-def agree(value: float) -> float:
+def from_host_0(value: float) -> float:
     """Host 0's value, on every host: what they do next must be the same."""
     if jax.process_count() == 1:
         return value

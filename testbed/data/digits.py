@@ -9,34 +9,19 @@ import functools
 import gzip
 import hashlib
 from importlib.metadata import distribution
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from testbed.data.arrays import Data, Part
 
 SIZES = (1020, 377, 400)  # training, validation, test
 _SHA256 = "5319fbe8f367130cab400eae62f43db18f039bb44f389d2d14fff4adcbb94157"
 
 
-class Part(NamedTuple):
-    """A part of a data set."""
-
-    images: NDArray[np.float32]  # [n, h, w, c], values in [-1, 1]
-    labels: NDArray[np.int32]  # [n]
-
-
-class Data(NamedTuple):
-    """A data set that fits the device, and the SHA-256 of all that it holds."""
-
-    training: Part
-    validation: Part
-    test: Part
-    sha256: str
-
-
 @functools.cache
 def load() -> Data:
-    """The three parts.
+    """The three parts: inputs [n, 8, 8, 1] float32 in [-1, 1], labels [n].
 
     Raises:
       ValueError: scikit-learn's images are not those that the split was made for.
@@ -46,7 +31,8 @@ def load() -> Data:
     parts = [Part(images[index], labels[index]) for index in split(pixels, labels)]
     digest = hashlib.sha256()
     for part in parts:
-        digest.update(part.images.tobytes() + part.labels.tobytes())
+        assert part.labels is not None
+        digest.update(part.inputs.tobytes() + part.labels.tobytes())
     if digest.hexdigest() != _SHA256:
         raise ValueError(
             f"scikit-learn's digits have SHA-256 {digest.hexdigest()}, not {_SHA256}: "

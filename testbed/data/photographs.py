@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from testbed.data import crops
-from testbed.data.digits import Part
+from testbed.data.arrays import Part
 
 FILES = ("china.jpg", "flower.jpg")
 COUNT, SIZE = 1020, 8
@@ -21,7 +21,7 @@ SIDES = (24, 192)  # of the windows, in pixels (log-uniform)
 
 @functools.cache
 def load() -> Part:
-    """Images [1020, 8, 8, 1] in [-1, 1]; the labels are all 0 and mean nothing."""
+    """Inputs [1020, 8, 8, 1] in [-1, 1]; the labels are all 0 and mean nothing."""
     rng = np.random.Generator(np.random.Philox(key=2021))
     photographs = [_read(name) for name in FILES]
     windows = np.stack([_window(rng, photographs[i % len(photographs)]) for i in range(COUNT)])

@@ -1,64 +1,66 @@
-"""TASKS by name. A task registered here is under the shared tests by itself."""
+"""TASKS by name, and tasks that users bring. A task registered here is under the shared tests by itself."""
 
 import dataclasses
+import difflib
 import functools
 import hashlib
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
+from testbed import plugins
 from testbed.data import photographs
-from testbed.data.digits import Data, Part
-from testbed.data.stream import Stream
+from testbed.data.arrays import Data, Generated, Part
+from testbed.data.tfds import Stream
 from testbed.errors import RequestError
+from testbed.problem.task import Task
 from testbed.tasks import digits, paper
-from testbed.tasks.task import Task
 
 # Where else lessons can come from: a data set of a paper's task, or photographs for the digits.
 LESSONS: Mapping[str, Stream | Callable[[], Part]] = MappingProxyType(
     {
         "photographs": photographs.load,
         **{
-            task.name: task.load
+            task.name: task.stream()
             for task in (paper.FLOWERS, paper.PETS, paper.FOOD, paper.SUN, paper.IMAGENET)
-            if isinstance(task.load, Stream)
         },
     }
 )
 
 
 def lessons_from(task: Task, name: str) -> Task:
-    """The task with training images of another data set; teachers and examination stay.
+    """The task with training inputs of another data set; teachers and evaluation stay.
 
     Distillation on other data, which the paper finds to work, if less well.
 
     Raises:
-      RequestError: images of that data set are no images for this task.
+      RequestError: inputs of that data set do not fit this task.
     """
-    other, own = LESSONS[name], task.load
-    load: Callable[[], Data] | Stream
+    other, own = LESSONS[name], task.source
+    source: Callable[[], Data] | Stream
+    if isinstance(own, Generated):
+        raise RequestError(f"--lessons-from {name}: {task.name} generates its inputs; leave it out")
     if isinstance(own, Stream) and isinstance(other, Stream):
-        load = dataclasses.replace(own, lessons_from=other)
+        source = dataclasses.replace(own, lessons_from=other)
     elif not isinstance(own, Stream) and not isinstance(other, Stream):
-        load = functools.cache(functools.partial(_with_training, own, other))
+        source = functools.cache(functools.partial(_with_training, own, other))
     else:
-        streamed = isinstance(own, Stream)
-        fits = [n for n, o in LESSONS.items() if isinstance(o, Stream) == streamed]
+        fitting = [n for n, o in LESSONS.items() if isinstance(o, Stream) == task.streamed]
         raise RequestError(
             f"--lessons-from {name}: its images are not of the form that {task.name} takes; "
-            f"it can have {', '.join(fits)}"
+            f"choose one of {', '.join(fitting)}"
         )
     return dataclasses.replace(
         task,
         name=f"{task.name}-from-{name}",
         summary=f"as {task.name}, with lessons from {name}",
-        load=load,
+        source=source,
         own_lessons=False,
     )
 
 
 def _with_training(own: Callable[[], Data], other: Callable[[], Part]) -> Data:
     data, training = own(), other()
-    digest = hashlib.sha256(data.sha256.encode() + training.images.tobytes())
+    digest = hashlib.sha256(data.sha256.encode() + training.inputs.tobytes())
     return data._replace(training=training, sha256=digest.hexdigest())
 
 
@@ -74,3 +76,26 @@ TASKS: Mapping[str, Task] = MappingProxyType(
         for task in (digits.DIGITS, digits.ENSEMBLE, digits.RESNET, DIGITS_OTHER, *paper.PAPER)
     }
 )
+
+
+def find(name: str) -> Task:
+    """The task that `--task` names: one of TASKS, or a Python file that defines `TASK`.
+
+    Raises:
+      RequestError: there is none; the message has the nearest name, or says what is wrong with the file.
+    """
+    if name in TASKS:
+        return TASKS[name]
+    if not (name.endswith(".py") or "/" in name):
+        near = difflib.get_close_matches(name, TASKS, n=1, cutoff=0.0)[0]
+        raise RequestError(
+            f"--task {name}: unknown; did you mean {near!r}? Choices: {', '.join(TASKS)}; or a file "
+            "(my_task.py) that defines TASK"
+        )
+    module = plugins.load_file("--task", name)
+    task = getattr(module, "TASK", None)
+    if not isinstance(task, Task):
+        raise RequestError(f"--task {name}: it defines no TASK = testbed.Task(...)")
+    if task.name in TASKS:
+        raise RequestError(f"--task {name}: the name {task.name} is taken; give TASK another")
+    return dataclasses.replace(task, sha256=plugins.source_sha256(module, task.name))

@@ -12,20 +12,21 @@ import dataclasses
 from types import MappingProxyType
 
 from testbed.data import digits
+from testbed.data.views import AffineCrop
 from testbed.models.bit import BiT
 from testbed.models.mlp import MLP
-from testbed.tasks.task import Target, Task
-from testbed.views import AffineCrop
+from testbed.problem.task import Target, Task
+from testbed.teachers import TEACHERS
 
 CROP = AffineCrop(rotation=5.0, zoom=(0.9, 1.1), stretch=1.05, shift=0.03, fill=-1.0)
 
 DIGITS = Task(
     name="digits",
     summary="1,020 real 8x8 digits; ConvNet teacher, student MLP of six layers of 64",
-    load=digits.load,
-    crop=CROP,
+    source=digits.load,
+    augment=CROP,
     student=MLP(widths=(64,) * 6, classes=10),
-    teachers=("digits-a",),
+    teachers=(TEACHERS["digits-a"],),
     temperature=2.0,
     batch_size=512,
     horizons=MappingProxyType({"short": 1_000, "medium": 4_000, "long": 16_000}),
@@ -36,7 +37,7 @@ ENSEMBLE = dataclasses.replace(
     DIGITS,
     name="digits-ensemble",
     summary="the same with two teachers; the loss is the sum of the distances to each",
-    teachers=("digits-a", "digits-b"),
+    teachers=(TEACHERS["digits-a"], TEACHERS["digits-b"]),
 )
 
 RESNET = dataclasses.replace(
@@ -45,6 +46,6 @@ RESNET = dataclasses.replace(
     summary="the same with a small BiT ResNet (GroupNorm, weight standardization) as student",
     student=BiT(depths=(1, 1), width=8, groups=4, classes=10, root="small"),
     batch_size=128,
-    views_per_image=3,
-    version=2,  # parameters are nested since, so first weights are others
+    views_per_input=3,
+    version=2,  # with nested parameters, so with other first weights
 )

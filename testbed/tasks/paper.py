@@ -2,7 +2,7 @@
 
 A BiT R152x2, fine-tuned on the data set by the paper's authors, teaches a BiT R50x1 from scratch.
 Lessons, temperatures, horizons (rounded from epochs) and Adam's recipe are those of big_vision's
-`configs/proj/distill/`; docs/protocol.md has them as a table. Examination is on central views. None of
+`configs/proj/distill/`; docs/protocol.md has them as a table. Evaluation is on central views. None of
 these tasks has been run to its end by this project.
 
 Expected top-1 test accuracy with Adam, from the paper:
@@ -12,21 +12,22 @@ Expected top-1 test accuracy with Adam, from the paper:
   the released configs (theirs are 1k, 3k, 30k); the teacher has 91.03 %.
 - imagenet: 80.30 % at 300 epochs, 81.54 % at 1200, 82.31 % at 9600; with Shampoo, 1200 epochs are as
   good as Adam's 4800. `imagenet-160`: 80.5 %.
-- food, sun, and MobileNet students: no figure is at hand.
+- food, sun, and MobileNet students: no published figure is known to us.
 
 Targets are ours: of the small sets, the accuracy that the paper's Adam reaches at its medium horizon,
-or where none is at hand an agreement with the teacher of 0.9; of ImageNet, 80 %.
+or where none is known an agreement with the teacher of 0.9; of ImageNet, 80 %.
 """
 
 import dataclasses
 from collections.abc import Iterator
 from types import MappingProxyType
 
-from testbed.data.stream import Stream
+from testbed.data.tfds import Stream
+from testbed.data.views import Flip
 from testbed.models.bit import bit
 from testbed.models.mobilenet import MobileNetV3
-from testbed.tasks.task import Published, Target, Task
-from testbed.views import Flip
+from testbed.problem.task import Published, Target, Task
+from testbed.teachers import TEACHERS
 
 
 def _adam(total: int, warmup: int, learning_rate: float, weight_decay: float, t: float) -> Published:
@@ -54,16 +55,16 @@ def _small(
     return Task(
         name=name,
         summary=f"the paper's: {data.dataset} ({n} training images) at 128 pixels, R152x2 -> R50x1",
-        load=data,
-        crop=Flip(),
+        source=data,
+        augment=Flip(),
         student=bit("R50x1", data.classes),
-        teachers=(f"R152x2-{name}",),
+        teachers=(TEACHERS[f"R152x2-{name}"],),
         temperature=next(iter(horizons.values()))[3],
         batch_size=512,
         horizons=MappingProxyType({h: values[0] for h, values in horizons.items()}),
         target=target,
         measure_every=500,
-        views_per_image=0,
+        views_per_input=0,
         published=MappingProxyType({h: _adam(v[0], 1500, *v[1:]) for h, v in horizons.items()}),
     )
 
@@ -124,18 +125,18 @@ _IMAGENET_STEPS = {f"{e}ep": round(e * IMAGENET_IMAGES / 4096) for e in IMAGENET
 IMAGENET = Task(
     name="imagenet",
     summary="the paper's: imagenet2012 at 224 pixels, R152x2 -> R50x1, batch 4096",
-    load=Stream(
+    source=Stream(
         "imagenet2012", "train[:98%]", "train[99%:]", "validation", 1000, size=224, shorter_side=256
     ),
-    crop=Flip(),
+    augment=Flip(),
     student=bit("R50x1", 1000),
-    teachers=("R152x2-imagenet-224",),
+    teachers=(TEACHERS["R152x2-imagenet-224"],),
     temperature=1.0,
     batch_size=4096,
     horizons=MappingProxyType(_IMAGENET_STEPS),
     target=Target("validation_accuracy", 0.80, "max"),
     measure_every=1000,
-    views_per_image=0,
+    views_per_input=0,
     published=MappingProxyType(
         {h: _adam(total, 5000, 0.03, 3e-4, 1.0) for h, total in _IMAGENET_STEPS.items()}
     ),
@@ -145,7 +146,7 @@ IMAGENET_160 = dataclasses.replace(
     IMAGENET,
     name="imagenet-160",
     summary="the same at 160 pixels",
-    load=Stream(
+    source=Stream(
         "imagenet2012", "train[:98%]", "train[99%:]", "validation", 1000, size=160, shorter_side=183
     ),
 )
@@ -153,7 +154,7 @@ IMAGENET_ENSEMBLE = dataclasses.replace(
     IMAGENET,
     name="imagenet-ensemble",
     summary="the same at 224 pixels with two teachers, fine-tuned at 224 and at 384 pixels",
-    teachers=("R152x2-imagenet-224", "R152x2-imagenet-384"),
+    teachers=(TEACHERS["R152x2-imagenet-224"], TEACHERS["R152x2-imagenet-384"]),
 )
 
 

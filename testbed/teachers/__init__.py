@@ -1,16 +1,17 @@
-"""Teachers by name: fixed networks, and where their weights come from.
+"""Teachers: fixed networks with weights, and functions that are known exactly.
 
-Shipped ones lie beside this file: weights as .npz, and a card (.json) with checksum, recipe and
+Shipped networks lie beside this file: weights as .npz, and a card (.json) with checksum, recipe and
 accuracy; `benchmarks/make_teacher.py` makes them. Public ones are looked for in
-`places.checkpoints()`; nobody publishes their checksums, so the record says what was used. Loading
+`paths.checkpoints()`; nobody publishes their checksums, so the record says what was used. Loading
 never unpickles.
 """
 
+import dataclasses
 import functools
 import hashlib
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -19,12 +20,15 @@ import jax
 import numpy as np
 from flax import linen as nn
 from flax.traverse_util import flatten_dict
+from jax import Array
 
-from testbed import places
+from testbed import paths
+from testbed.data.arrays import InputSpec
 from testbed.errors import RequestError
 from testbed.models import public
 from testbed.models.bit import bit
 from testbed.models.convolution import ConvNet
+from testbed.models.network import apply, describe, has_precision, in_precision
 
 FOLDER = Path(__file__).parent
 RELEASE = "https://storage.googleapis.com/bit_models/distill"
@@ -33,49 +37,108 @@ RELEASE = "https://storage.googleapis.com/bit_models/distill"
 class Public(NamedTuple):
     """Weights that others published."""
 
-    file: str  # in `places.checkpoints()`
+    file: str  # in `paths.checkpoints()`
     address: str
 
 
-class Entry(NamedTuple):
-    """A network, what images it takes, and who published its weights; None for shipped ones."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class NetworkTeacher:
+    """A network, and where its weights come from.
 
+    Attributes:
+      name: as it stands in records.
+      network: inputs [b, ...] -> logits.
+      inputs: what it takes.
+      public: who published its weights; without, and without
+      path: of an .npz file of a user's own, as `testbed.models.public.save` writes it, they are shipped.
+    """
+
+    name: str
     network: nn.Module
-    image_shape: tuple[int, int, int]
+    inputs: InputSpec
     public: Public | None = None
+    path: Path | None = None
+
+    def logits(self, params: Any, inputs: Array, precision: str) -> Array:
+        """Its logits [b, ...], computed in `precision` where the network can."""
+        return apply(in_precision(self.network, precision), params, inputs)
+
+    def precision(self, wanted: str) -> str:
+        """In what it computes where `wanted` is asked for."""
+        return wanted if has_precision(self.network) else "float32"
+
+    def describe(self) -> str:
+        """What it is but for its weights, for a fingerprint."""
+        return f"{self.name} {describe(self.network)}"
 
 
-def _released(file: str, classes: int, size: int) -> Entry:
+@dataclasses.dataclass(frozen=True, eq=False)
+class ExactTeacher:
+    """A function that is known exactly, such as the conditional distribution of a known source.
+
+    Attributes:
+      name: as it stands in records.
+      function: its arrays, inputs [b, ...] -> logits. Pure.
+      arrays: () -> the arrays (a pytree) that it needs, which programs are given as arguments.
+    """
+
+    name: str
+    function: Callable[[Any, Array], Array]
+    arrays: Callable[[], Any] = tuple
+
+    def logits(self, params: Any, inputs: Array, precision: str) -> Array:
+        """Its logits [b, ...]."""
+        del precision
+        return self.function(params, inputs)
+
+    def precision(self, wanted: str) -> str:
+        """In what it computes."""
+        del wanted
+        return "float32"
+
+    def describe(self) -> str:
+        """What it is but for its arrays, for a fingerprint."""
+        return f"{self.name} {self.function.__qualname__}"
+
+
+def _shipped(name: str) -> NetworkTeacher:
+    return NetworkTeacher(name, ConvNet(features=(32, 64, 64), classes=10), InputSpec((8, 8, 1)))
+
+
+def _released(name: str, file: str, classes: int, size: int) -> NetworkTeacher:
     """R152x2 fine-tuned by the paper's authors (big_vision, `configs/proj/distill/common.py`)."""
-    network = bit("R152x2", classes)
-    return Entry(network, (size, size, 3), Public(file, f"{RELEASE}/{file}"))
+    source = Public(file, f"{RELEASE}/{file}")
+    return NetworkTeacher(name, bit("R152x2", classes), InputSpec((size, size, 3)), source)
 
 
-TEACHERS: Mapping[str, Entry] = MappingProxyType(
+TEACHERS: Mapping[str, NetworkTeacher] = MappingProxyType(
     {
-        "digits-a": Entry(ConvNet(features=(32, 64, 64), classes=10), (8, 8, 1)),
-        "digits-b": Entry(ConvNet(features=(32, 64, 64), classes=10), (8, 8, 1)),
-        "R152x2-flowers": _released("R152x2_T_flowers128.npz", 102, 128),
-        "R152x2-pets": _released("R152x2_T_pet128.npz", 37, 128),
-        "R152x2-food": _released("R152x2_T_food128.npz", 101, 128),
-        "R152x2-sun": _released("R152x2_T_sun128.npz", 397, 128),
-        "R152x2-imagenet-224": _released("R152x2_T_224.npz", 1000, 224),
-        "R152x2-imagenet-384": _released("R152x2_T_384.npz", 1000, 384),
+        teacher.name: teacher
+        for teacher in (
+            _shipped("digits-a"),
+            _shipped("digits-b"),
+            _released("R152x2-flowers", "R152x2_T_flowers128.npz", 102, 128),
+            _released("R152x2-pets", "R152x2_T_pet128.npz", 37, 128),
+            _released("R152x2-food", "R152x2_T_food128.npz", 101, 128),
+            _released("R152x2-sun", "R152x2_T_sun128.npz", 397, 128),
+            _released("R152x2-imagenet-224", "R152x2_T_224.npz", 1000, 224),
+            _released("R152x2-imagenet-384", "R152x2_T_384.npz", 1000, 384),
+        )
     }
 )
 
 
-class Teacher(NamedTuple):
-    """A fixed network with its weights."""
+class Weights(NamedTuple):
+    """What a teacher computes with."""
 
-    name: str
-    network: nn.Module
-    params: dict[str, Any]
-    sha256: str  # of the .npz file
+    params: Any  # nested dictionaries of arrays; of an exact teacher, its arrays
+    sha256: str  # of the .npz file, or of the arrays
     card: Mapping[str, Any]  # parameters; of shipped ones also recipe, test_accuracy, ...
 
 
-def save(name: str, params: dict[str, Any], card: dict[str, Any], folder: Path = FOLDER) -> Teacher:
+def save(
+    teacher: NetworkTeacher, params: dict[str, Any], card: dict[str, Any], folder: Path = FOLDER
+) -> Weights:
     """Writes `<name>.npz` and its card; the card gets the checksum and the parameter count."""
     flat = {key: np.asarray(leaf) for key, leaf in flatten_dict(params, sep="/").items()}
     buffer = io.BytesIO()
@@ -86,57 +149,81 @@ def save(name: str, params: dict[str, Any], card: dict[str, Any], folder: Path =
         "parameters": sum(leaf.size for leaf in flat.values()),
         **card,
     }
-    (folder / f"{name}.npz").write_bytes(content)
-    (folder / f"{name}.json").write_text(json.dumps(card, indent=2) + "\n")
-    return load(name, folder)
+    (folder / f"{teacher.name}.npz").write_bytes(content)
+    (folder / f"{teacher.name}.json").write_text(json.dumps(card, indent=2) + "\n")
+    return load(teacher, folder)
 
 
 @functools.cache
-def load(name: str, folder: Path | None = None) -> Teacher:
-    """The teacher `name`, from `folder` or else from where it belongs.
+def load(teacher: NetworkTeacher | ExactTeacher, folder: Path | None = None) -> Weights:
+    """A teacher's weights, from `folder` or else from where they belong.
 
     Raises:
       RequestError: the file is missing, or is not the one that its card describes, or does not fill
         the network.
     """
-    entry = TEACHERS[name]
-    if entry.public:
-        return _load_public(name, entry, entry.public, folder or places.checkpoints())
-    path = (folder or FOLDER) / f"{name}.npz"
+    if isinstance(teacher, ExactTeacher):
+        arrays = teacher.arrays()
+        return Weights(arrays, arrays_sha256(arrays), _card(arrays))
+    if teacher.path:
+        remedy = "testbed.models.public.save writes such a file"
+        return _load_file(teacher, teacher.path, remedy)
+    if teacher.public:
+        path = (folder or paths.checkpoints()) / teacher.public.file
+        remedy = (
+            f"FUNMATCH_CHECKPOINTS names another folder than {path.parent}; fetch it from "
+            f"{teacher.public.address}"
+        )
+        return _load_file(teacher, path, remedy)
+    return _load_shipped(teacher, (folder or FOLDER) / f"{teacher.name}.npz")
+
+
+def _load_shipped(teacher: NetworkTeacher, path: Path) -> Weights:
     remedy = "restore it, for instance with `git checkout`"
     try:
         card = json.loads(path.with_suffix(".json").read_text())
         content = path.read_bytes()
     except (OSError, ValueError) as error:
-        raise RequestError(f"teacher {name}: cannot be read ({error}); {remedy}") from error
+        raise RequestError(f"teacher {teacher.name}: cannot be read ({error}); {remedy}") from error
     sha256 = hashlib.sha256(content).hexdigest()
     if sha256 != card["sha256"]:
         raise RequestError(
-            f"teacher {name}: {path} has SHA-256 {sha256[:16]}…, its card says "
+            f"teacher {teacher.name}: {path} has SHA-256 {sha256[:16]}…, its card says "
             f"{card['sha256'][:16]}…: the file is damaged; {remedy}"
         )
-    params = public.fill(content, f"{path} of teacher {name}", shapes(entry.network, entry.image_shape))
-    return Teacher(name, entry.network, params, sha256, MappingProxyType(card))
+    return Weights(_fill(teacher, path, content), sha256, MappingProxyType(card))
 
 
-def _load_public(name: str, entry: Entry, source: Public, folder: Path) -> Teacher:
-    path = folder / source.file
+def _load_file(teacher: NetworkTeacher, path: Path, remedy: str) -> Weights:
+    """Weights from a file without a card: the record says what was used."""
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise RequestError(
-            f"teacher {name}: no {source.file} in {folder} (FUNMATCH_CHECKPOINTS names another folder); "
-            f"fetch it from {source.address}"
-        ) from error
-    params = public.fill(content, f"{path} of teacher {name}", shapes(entry.network, entry.image_shape))
-    sizes = [leaf.size for leaf in jax.tree.leaves(params)]
-    card = {"parameters": sum(sizes), "test_accuracy": None, "address": source.address}
-    return Teacher(
-        name, entry.network, params, hashlib.sha256(content).hexdigest(), MappingProxyType(card)
-    )
+        raise RequestError(f"teacher {teacher.name}: no {path.name} in {path.parent}; {remedy}") from error
+    params = _fill(teacher, path, content)
+    address = {"address": teacher.public.address} if teacher.public else {}
+    card = MappingProxyType({**_card(params), **address})
+    return Weights(params, hashlib.sha256(content).hexdigest(), card)
 
 
-def shapes(network: nn.Module, image_shape: tuple[int, ...]) -> dict[str, Any]:
+def _fill(teacher: NetworkTeacher, path: Path, content: bytes) -> dict[str, Any]:
+    expected = shapes(teacher.network, teacher.inputs)
+    return public.fill(content, f"{path} of teacher {teacher.name}", expected)
+
+
+def _card(arrays: Any) -> Mapping[str, Any]:
+    sizes = [np.size(leaf) for leaf in jax.tree.leaves(arrays)]
+    return MappingProxyType({"parameters": sum(sizes), "test_accuracy": None})
+
+
+def arrays_sha256(arrays: Any) -> str:
+    """SHA-256 of a pytree's structure and of the bytes of its arrays."""
+    digest = hashlib.sha256(str(jax.tree.structure(arrays)).encode())
+    for leaf in map(np.asarray, jax.tree.leaves(arrays)):
+        digest.update(f"{leaf.shape} {leaf.dtype}".encode() + leaf.tobytes())
+    return digest.hexdigest()
+
+
+def shapes(network: nn.Module, inputs: InputSpec) -> dict[str, Any]:
     """The shapes and dtypes of a network's parameters."""
-    images = jax.ShapeDtypeStruct((1, *image_shape), np.float32)
-    return jax.eval_shape(network.init, jax.random.key(0), images)["params"]
+    return jax.eval_shape(network.init, jax.random.key(0), inputs.batch(1))["params"]

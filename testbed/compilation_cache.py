@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import jax
 
-from testbed import places
+from testbed import paths
 
 _EVENTS = {
     "/jax/compilation_cache/cache_hits": "hits",
@@ -26,7 +26,7 @@ jax.monitoring.register_event_listener(_count)
 def enable_cache() -> None:
     """Keeps compiled programs in $JAX_COMPILATION_CACHE_DIR, or else in the user's cache folder."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", str(places.cache("xla")))
+        jax.config.update("jax_compilation_cache_dir", str(paths.cache("xla")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 

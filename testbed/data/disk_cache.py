@@ -1,4 +1,4 @@
-"""Arrays that are dear to compute, kept in the cache folder with their checksums.
+"""Arrays that are expensive to compute, cached on disk with their checksums.
 
 They are memory-mapped: the system keeps in memory what fits, once for all processes of a machine.
 """
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from testbed import places
+from testbed import paths
 from testbed.errors import RequestError
 
 
@@ -85,7 +85,7 @@ def find(name: str, key: Mapping[str, Any], shape: tuple[int, ...], dtype: DType
 
 def _path(name: str, key: Mapping[str, Any], shape: tuple[int, ...], dtype: DTypeLike) -> Path:
     text = json.dumps([dict(key), shape, np.dtype(dtype).str], sort_keys=True)
-    return places.cache("arrays") / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.npy"
+    return paths.cache("arrays") / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.npy"
 
 
 def _sha256(path: Path) -> str:

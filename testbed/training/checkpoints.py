@@ -36,7 +36,7 @@ class Cadence:
 
     @contextmanager
     def saving(self) -> Iterator[None]:
-        """Inside, a checkpoint is saved; the dearer it is, the later the next one."""
+        """Inside, a checkpoint is saved; the more it costs, the later the next one."""
         begun = time.monotonic()
         yield
         cost = time.monotonic() - begun
@@ -79,7 +79,7 @@ class Checkpoints:
           RequestError: the checkpoint is of other shapes, as those of Shampoo's blocks are on another
             number of devices.
         """
-        if devices.agree_any(not self._folder.exists()):
+        if devices.any_host(not self._folder.exists()):
             return None
         import orbax.checkpoint as ocp
 
@@ -97,7 +97,7 @@ class Checkpoints:
                 arrays = manager.restore(number, args=items).state
         except (ValueError, KeyError, TypeError):
             damaged = True
-        if devices.agree_any(damaged):
+        if devices.any_host(damaged):
             return None
         if meta["leaves"] != _describe(like):
             raise RequestError(
@@ -125,7 +125,7 @@ class Checkpoints:
         if self._manager is None:
             import orbax.checkpoint as ocp
 
-            # It tells of what a killed process left behind half-deleted, and clears it away.
+            # It reports what a killed process left half-deleted, and deletes it.
             logging.getLogger("absl").setLevel(logging.ERROR)
             options = ocp.CheckpointManagerOptions(max_to_keep=1, create=True)
             self._manager = ocp.CheckpointManager(self._folder, options=options)

@@ -1,40 +1,30 @@
-"""Data sets that do not fit the device: tensorflow-datasets, fed by Grain, without TensorFlow.
+"""Reading data sets that do not fit the device: tensorflow-datasets, stored as array_record.
 
-A training batch is a function of (data set, seed, step) alone: example p = step * batch + row is the
-(p mod n)-th of the (p div n)-th shuffled epoch, and its crops have random numbers of their own. So the
-position of a stream is the step, and any number of worker processes, threads or hosts sees the same.
+Without TensorFlow. `loader` makes batches of what is read here.
 """
 
-import contextlib
-import ctypes
 import dataclasses
 import functools
 import hashlib
 import io
 import json
-import multiprocessing
 import os
 import re
-import signal
-import sys
-import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, SupportsIndex
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import PIL
 from numpy.typing import NDArray
 from PIL import Image as Pillow
 
-from testbed import places
+from testbed import paths
 from testbed.data import crops
-from testbed.data.stored import stored
+from testbed.data.arrays import InputSpec
+from testbed.data.disk_cache import stored
 from testbed.errors import RequestError
-
-Batch = Mapping[str, NDArray[Any]]
-Rows = NDArray[np.int64]
 
 
 class Labelled(NamedTuple):
@@ -113,12 +103,12 @@ class Decoded:
 
 
 class Opened(NamedTuple):
-    """A data set that is there."""
+    """An opened data set."""
 
     training: Encoded
     validation: Encoded
     test: Encoded
-    sha256: str  # of what TFDS tells of it, and of the splits and sizes chosen
+    sha256: str  # of TFDS's description of it, and of the splits and sizes chosen
     classes: int
 
 
@@ -147,9 +137,9 @@ class Stream:
     lessons_from: "Stream | None" = None
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """Of a view."""
-        return self.size, self.size, 3
+    def inputs(self) -> InputSpec:
+        """A view, as the host cuts it."""
+        return InputSpec((self.size, self.size, 3), np.uint8)
 
     def __call__(self) -> Opened:
         """Opens the data set.
@@ -157,11 +147,11 @@ class Stream:
         Raises:
           RequestError: it is not there, or not as array_record; the message says how to make it.
         """
-        return _open(self, places.data_sets())
+        return _open(self, paths.data_sets())
 
     def command(self) -> str:
         """What builds the data set."""
-        return f"tfds build {self.dataset} --file_format=array_record --data_dir={places.data_sets()}"
+        return f"tfds build {self.dataset} --file_format=array_record --data_dir={paths.data_sets()}"
 
 
 @functools.cache
@@ -271,144 +261,3 @@ def _available_memory() -> int:
         return 1024 * int(re.findall(r"MemAvailable:\s+(\d+)", text)[0])
     except (OSError, IndexError):
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-
-
-class TrainingCrops:
-    """Crops of training images, in the order of steps and of this host's rows of each batch.
-
-    Item i is a dictionary of the crop `images`, the image's `labels` and `index`, and `second`, another
-    crop of the same image, where that is asked for.
-    """
-
-    def __init__(
-        self, images: Images, seed: int, batch_size: int, rows: Rows, size: int, *, second: bool
-    ) -> None:
-        self._images, self._seed, self._size, self._second = images, seed, size, second
-        self._batch_size, self._rows = batch_size, rows
-
-    def __len__(self) -> int:
-        return 2**60  # epochs without end
-
-    def __getitem__(self, item: SupportsIndex) -> dict[str, Any]:
-        step, row = divmod(int(item), len(self._rows))
-        position = step * self._batch_size + int(self._rows[row])
-        epoch, rank = divmod(position, len(self._images))
-        index = int(epoch_order(self._seed, epoch, len(self._images))[rank])
-        image, label = self._images[index]
-        rng = _generator(self._seed, 1, position)
-        example = {
-            "images": crops.inception_crop(rng, image, self._size),
-            "labels": np.int32(label),
-            "index": np.int32(index),
-        }
-        if self._second:
-            example["second"] = crops.inception_crop(rng, image, self._size)
-        return example
-
-
-class CentralViews:
-    """The evaluation's views, in the order of the data set."""
-
-    def __init__(self, images: Images, shorter_side: int, size: int) -> None:
-        self._images, self._shorter_side, self._size = images, shorter_side, size
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def __getitem__(self, item: SupportsIndex) -> dict[str, Any]:
-        image, label = self._images[int(item)]
-        view = crops.central_crop(image, self._shorter_side, self._size)
-        return {"images": view, "labels": np.int32(label)}
-
-
-@functools.lru_cache(maxsize=4)
-def epoch_order(seed: int, epoch: int, n: int) -> NDArray[np.int32]:
-    """A permutation of n images."""
-    return np.argsort(_generator(seed, 0, epoch).random(n), kind="stable").astype(np.int32)
-
-
-def _generator(seed: int, purpose: int, number: int) -> np.random.Generator:
-    """Random numbers of their own for each epoch (purpose 0) and example (purpose 1) of a seed."""
-    counter = np.array([0, 0, number, purpose], np.uint64)
-    return np.random.Generator(np.random.Philox(key=seed, counter=counter))
-
-
-def default_workers() -> int:
-    """Worker processes: none on small machines, whose threads do; else one for every second core."""
-    return 0 if cores() <= 4 else min(cores() // 2, 64)
-
-
-def cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-
-
-def keep_freed_memory() -> None:
-    """Tells glibc to keep what is freed instead of giving it back to the system.
-
-    Images of half a megabyte come and go, and to get fresh pages for each takes a good part of the time
-    of decoding and cropping them (`throughput.py --data` prints both).
-    """
-    if sys.platform == "linux":
-        trim_threshold, top_pad, mmap_threshold, gib = -1, -2, -3, 2**30
-        with contextlib.suppress(OSError, AttributeError):  # another C library
-            libc = ctypes.CDLL(None)
-            for parameter, value in ((mmap_threshold, gib), (trim_threshold, gib), (top_pad, 2**26)):
-                libc.mallopt(parameter, value)
-
-
-class _InWorkers:
-    """A source that prepares the process that it is sent to, and ends it when its sender is gone.
-
-    Grain's workers would live on for ever, and keep their memory, if this process was killed.
-    """
-
-    def __init__(self, source: Any) -> None:
-        self._source = source
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def __getitem__(self, item: SupportsIndex) -> Any:
-        return self._source[item]
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        parent = multiprocessing.parent_process()
-        if parent is not None:
-            # An interrupt reaches them too, and is for the trial to hear.
-            for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, signal.SIG_IGN)
-            keep_freed_memory()
-            threading.Thread(target=_end_after, args=(parent,), daemon=True).start()
-
-
-def _end_after(parent: Any) -> None:
-    parent.join()
-    os._exit(1)
-
-
-def batches(source: Any, batch_size: int, *, start: int = 0, workers: int = 0) -> Iterator[Batch]:
-    """Batches of a random-access source, from batch `start` on, made ahead by threads or processes.
-
-    Args:
-      source: item -> dictionary of arrays.
-      batch_size: items to a batch; the last may be smaller.
-      start: number of the first batch.
-      workers: processes; with 0, threads of this one.
-    """
-    import grain
-    from absl import flags
-
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()  # Grain's workers read flags, which nobody here sets
-    keep_freed_memory()
-    dataset = grain.MapDataset.source(_InWorkers(source))[start * batch_size :].batch(batch_size)
-    threads = 1 if workers else cores()
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 1)
-    ahead = dataset.to_iter_dataset(options)
-    if workers:
-        ahead = ahead.mp_prefetch(
-            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
-        )
-    return iter(ahead)

@@ -1,0 +1,50 @@
+"""Arrays of examples: what a data set holds, and what one input looks like."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.typing import DTypeLike
+from numpy.typing import NDArray
+
+
+class InputSpec(NamedTuple):
+    """Shape and dtype of one input, without the batch axis."""
+
+    shape: tuple[int, ...]
+    dtype: DTypeLike = np.float32
+
+    def batch(self, size: int, sharding: Any = None) -> jax.ShapeDtypeStruct:
+        """The shape of a batch of `size` inputs."""
+        return jax.ShapeDtypeStruct((size, *self.shape), self.dtype, sharding=sharding)
+
+
+class Part(NamedTuple):
+    """A part of a data set."""
+
+    inputs: NDArray[Any]  # [n, ...]
+    labels: NDArray[np.int32] | None = None  # [n] or, one for each position, [n, positions]
+
+
+class Data(NamedTuple):
+    """A data set that fits the device, and the SHA-256 of all that it holds."""
+
+    training: Part
+    validation: Part
+    test: Part
+    sha256: str
+
+
+class Generated(NamedTuple):
+    """Endless data, drawn on the device from a known source: no example is seen twice.
+
+    Attributes:
+      draw: the source's arrays, a key, n -> a Part of n examples. Pure; it runs inside the step.
+      held_out: how many examples each held-out part has, drawn once with keys of their own.
+      arrays: () -> the source's arrays (a pytree), which programs are given as arguments.
+    """
+
+    draw: Callable[[Any, jax.Array, int], Part]
+    held_out: int = 1024
+    arrays: Callable[[], Any] = tuple

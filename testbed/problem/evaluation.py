@@ -1,0 +1,227 @@
+"""The evaluation: what a student is measured by, off the clock.
+
+The same held-out views for every seed, optimizer and protocol (only the training lessons are the protocol's
+own), so that a difference between two curves is one between two students. Several random views of each
+held-out example make KL and agreement fine-grained where there are only a few hundred examples.
+
+`scores` has what is computed for each example. Here it is averaged: whole, in one program, where held-out
+data fit the devices; batch by batch where they come from the host.
+"""
+
+import collections
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, random
+
+from testbed import devices
+from testbed.data import views
+from testbed.data.loader import ahead
+from testbed.problem.lessons import Params, TrainingData, make_lesson, teacher_logits
+from testbed.problem.protocols import Lesson
+from testbed.problem.scores import SCORES, Outputs, Score, lesson_scores, scores
+from testbed.problem.task import Task
+
+Student = Callable[[Params, Array], Array]  # parameters, inputs [b, ...] -> logits [b, ...]
+Evaluate = Callable[[Params], dict[str, float]]
+
+SEED = 2**31  # of training lessons that no trial has: seeds are smaller
+LESSONS = 8
+
+
+class Examples(NamedTuple):
+    """Held-out inputs, with what a student's outputs on them are compared with."""
+
+    inputs: Any  # [n, ...]
+    labels: Any  # [n, ...] integers, or None
+    logits: Any  # [n, ...]: the teachers' average in probability
+
+
+class HeldOut(NamedTuple):
+    """One held-out part, as arrays of the devices or, of a stream, of the host (memory-mapped)."""
+
+    central: Examples
+    views: Examples | None  # random views; None: scores are on the central ones alone
+
+
+class EvalData(NamedTuple):
+    """All that a student is measured on, where it fits the devices."""
+
+    training: Lesson  # several lessons, stacked on a leading axis
+    held_out: dict[str, HeldOut]  # validation, test
+
+
+def eval_key() -> Array:
+    """The lessons' key of no seed: seeds split theirs. On all devices."""
+    return jax.jit(lambda: random.key(SEED), out_shardings=devices.replicated())()
+
+
+def make_held_out(
+    task: Task, params: tuple[Params, ...], inputs: Array, labels: Array | None
+) -> HeldOut:
+    """A held-out part with its views, always the same, and the teachers' logits on both.
+
+    Args:
+      task: which brings views and teachers.
+      params: the teachers' weights.
+      inputs: [n, ...].
+      labels: [n, ...] or None.
+    """
+
+    def examples(inputs: Array, labels: Array | None) -> Examples:
+        logits = task.distance.ensemble(teacher_logits(task, params, inputs))
+        return Examples(inputs, labels, logits)
+
+    random_views = None
+    if task.augment and task.views_per_input:
+        tiles = (task.views_per_input, *[1] * (inputs.ndim - 1))
+        random_views = examples(
+            task.augment(random.key(0), jnp.tile(inputs, tiles)),
+            None if labels is None else jnp.tile(labels, (tiles[0], *[1] * (labels.ndim - 1))),
+        )
+    return HeldOut(examples(inputs, labels), random_views)
+
+
+def make_eval_data(
+    task: Task, protocol: str, data: TrainingData, held_out: Mapping[str, HeldOut]
+) -> EvalData:
+    """Adds training lessons of the protocol to held-out parts."""
+    lesson_at = functools.partial(make_lesson, task, protocol)
+
+    def lessons(data: TrainingData) -> Any:
+        return jax.lax.map(lambda i: lesson_at(data, random.key(SEED), i), jnp.arange(LESSONS))
+
+    training = jax.jit(lessons, out_shardings=devices.replicated())(data)
+    return EvalData(training, dict(held_out))
+
+
+def table_of(task: Task) -> dict[str, Score]:
+    """The scores of a task, its own among them."""
+    return {
+        name: score
+        for name, score in {**SCORES, **task.scores}.items()
+        if not (score.needs_labels and task.distance.certain is None)
+    }
+
+
+def evaluate(task: Task, student: Student, params: Params, data: EvalData) -> dict[str, Array]:
+    """The scores of a measurement, each a scalar. Pure.
+
+    `train_loss` and `train_kl` are on fresh lessons of the trial's own protocol, from training
+    inputs: the loss that is trained on, and the KL at temperature 1 to the lesson's own teacher.
+    `validation_*` and `test_*` are the task's scores of held-out examples: `*_kl` (temperature 1, in nats)
+    and `*_agreement` on views, `*_accuracy` and `*_central_agreement` on the examples themselves.
+    """
+
+    def on_lesson(lesson: Lesson) -> tuple[Array, Array]:
+        return lesson_scores(task.distance, lesson, student(params, lesson.inputs))
+
+    train_loss, train_kl = jax.vmap(on_lesson)(data.training)
+    averages = {"train_loss": jnp.mean(train_loss), "train_kl": jnp.mean(train_kl)}
+    for name, part in data.held_out.items():
+        of_part = part_scores(task, student, params, part)
+        averages |= {f"{name}_{score}": jnp.mean(values) for score, values in of_part.items()}
+    return averages
+
+
+def part_scores(task: Task, student: Student, params: Params, part: HeldOut) -> dict[str, Array]:
+    """Scores [n] of a part's examples, or [n * views] of their views."""
+
+    def on(kind: str, examples: Examples, logits: Array) -> dict[str, Array]:
+        outputs = Outputs(examples.inputs, examples.labels, examples.logits, logits)
+        return scores(table_of(task), kind, task.distance, outputs)
+
+    seen = part.views or part.central
+    on_views = student(params, seen.inputs)
+    on_central = student(params, part.central.inputs) if part.views else on_views
+    return on("views", seen, on_views) | on("central", part.central, on_central)
+
+
+def compile_whole(task: Task, student: Student, params: Params, data: EvalData) -> Evaluate:
+    """Parameters -> scores, as one compiled program.
+
+    Args:
+      task: what is learned.
+      student: parameters, inputs -> logits.
+      params: shapes of the parameters, placed.
+      data: which the program is given.
+    """
+    compiled = jax.jit(functools.partial(evaluate, task, student)).lower(params, data).compile()
+    return lambda params: jax.device_get(compiled(params, data))
+
+
+def compile_batched(
+    task: Task,
+    protocol: str,
+    student: Student,
+    params: Params,
+    training: Sequence[TrainingData],
+    shapes: TrainingData,
+    held_out: Mapping[str, HeldOut],
+) -> Evaluate:
+    """Parameters -> scores, of held-out data that come from the host in batches.
+
+    Each example is scored on the devices and summed in float64 on the host: every example counts once,
+    however they are cut into batches and divided over devices.
+
+    Args:
+      task: what is learned.
+      protocol: how lessons are made.
+      student: parameters, inputs -> logits.
+      params: shapes of the parameters, placed.
+      training: data of several lessons.
+      shapes: of such data.
+      held_out: parts, on the host.
+    """
+
+    def on_lesson(params: Params, data: TrainingData, key: Array, step: Array) -> tuple[Array, Array]:
+        lesson = make_lesson(task, protocol, data, key, step)
+        return lesson_scores(task.distance, lesson, student(params, lesson.inputs))
+
+    def on_batch(params: Params, batch: Examples) -> dict[str, Array]:
+        batch = batch._replace(inputs=views.value_range(batch.inputs))
+        return part_scores(task, student, params, HeldOut(batch, None))
+
+    everywhere, key = devices.replicated(), eval_key()
+    lessons = jax.jit(on_lesson, out_shardings=everywhere)
+    lessons = lessons.lower(params, training[0], key, np.int32(0)).compile()
+    any_logits = next(iter(held_out.values())).central.logits
+    logits = jax.ShapeDtypeStruct(
+        (task.batch_size, *any_logits.shape[1:]), jnp.float32, sharding=devices.batch_sharded()
+    )
+    batch = Examples(shapes.inputs, shapes.labels, logits)
+    batches = jax.jit(on_batch, out_shardings=everywhere).lower(params, batch).compile()
+
+    def evaluate(params: Params) -> dict[str, float]:
+        pairs = [lessons(params, data, key, np.int32(i)) for i, data in enumerate(training)]
+        train_loss, train_kl = np.mean([[float(x) for x in pair] for pair in pairs], axis=0)
+        averages = {"train_loss": float(train_loss), "train_kl": float(train_kl)}
+        for name, part in held_out.items():
+            of_part = _averages(batches, params, part.central, task.batch_size)
+            averages |= {f"{name}_{score}": value for score, value in of_part.items()}
+        return averages
+
+    return evaluate
+
+
+def _averages(batches: Any, params: Params, examples: Examples, b: int) -> dict[str, float]:
+    """Means over all examples, batch by batch; a host reads its own rows of each."""
+    n = len(examples.labels)
+
+    def scored() -> Iterator[tuple[int, dict[str, Array]]]:
+        for begin in range(0, n, b):
+            index = np.minimum(begin + devices.rows(b), n - 1)
+            arrays = (array[index] for array in examples)
+            batch = Examples(*(devices.from_process_local(array, devices.batch_sharded()) for array in arrays))
+            yield min(b, n - begin), batches(params, batch)
+
+    sums: dict[str, float] = collections.defaultdict(float)
+    for filled, of_batch in ahead(scored()):
+        # What is past the last example is dropped, on every host.
+        for name, values in of_batch.items():
+            sums[name] += float(np.sum(np.asarray(values)[:filled], dtype=float))
+    return {name: total / n for name, total in sums.items()}

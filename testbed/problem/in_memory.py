@@ -1,0 +1,34 @@
+"""Sources whose inputs fit the device, all at once."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from testbed import devices
+from testbed.problem.evaluation import make_held_out
+from testbed.problem.lessons import Params, TrainingData, teacher_logits
+from testbed.problem.protocols import PROTOCOLS
+from testbed.problem.source import Source, always, place_teachers, put_replicated
+from testbed.problem.task import Task
+
+
+def open_source(task: Task, protocol: str) -> Source:
+    """The arrays of a task, on the devices."""
+    arrays, params, replicated = task.arrays(), place_teachers(task), devices.replicated()
+    training, validation, test = (put_replicated(part) for part in arrays[:3])
+
+    def central(params: tuple[Params, ...], inputs: Array) -> Array:
+        return jnp.moveaxis(teacher_logits(task, params, inputs), 1, 0)
+
+    data = TrainingData(params, training.inputs, training.labels)
+    if "central_logits" in PROTOCOLS[protocol].needs:
+        logits = jax.jit(central, out_shardings=replicated)(params, training.inputs)
+        data = data._replace(central_logits=logits)
+    prepare = jax.jit(functools.partial(make_held_out, task), out_shardings=replicated)
+    held_out = {
+        "validation": prepare(params, *validation),
+        "test": prepare(params, *test),
+    }
+    return Source(len(arrays.training.inputs), data, always(data), held_out)

@@ -1,0 +1,205 @@
+"""A problem: a task under a protocol, opened once and handed on."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+from jax.sharding import Mesh
+
+from testbed import devices, teachers
+from testbed.errors import RequestError
+from testbed.models import network
+from testbed.problem import evaluation, generated, in_memory, protocols, streaming
+from testbed.problem.evaluation import EvalData, Evaluate, Student
+from testbed.problem.lessons import Params, make_keys, make_lesson
+from testbed.problem.protocols import PROTOCOLS, REASONS, Lesson
+from testbed.problem.source import Source
+from testbed.problem.task import Task
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Problem:
+    """What an optimizer is given to learn. Made by `open_problem`.
+
+    Its methods are pure; data are loaded at their first use, onto the devices in use when it was opened.
+
+    Attributes:
+      task: what is learned.
+      protocol: how a batch becomes a lesson.
+      mesh: the devices that it was opened on; None: one.
+      open_source: opens the data.
+    """
+
+    task: Task
+    protocol: str
+    mesh: Mesh | None
+    open_source: Callable[[], Source]
+
+    def init(self, key: Array) -> Params:
+        """First weights: nested dictionaries of arrays."""
+        assert self.lesson_shapes, "known before anything is traced"
+        return jax.jit(functools.partial(self.init_with, self.network))(key)
+
+    def lesson(self, seed: int, step: int) -> Lesson:
+        """The lesson of a step, the same for every optimizer: inputs [b, ...], logits [teachers, b, ...]."""
+        data = self.source.data
+        if self.task.streamed:
+            data, _ = next(self.source.batches(seed, step))
+        return self._lesson(data, make_keys(seed).lessons, jnp.int32(step))
+
+    def loss(self, params: Params, lesson: Lesson) -> Array:
+        """The loss that is trained on: a scalar, in nats (times the temperature squared)."""
+        return protocols.loss(self.task.distance, lesson, self.logits(params, lesson.inputs))
+
+    def logits(self, params: Params, inputs: Array) -> Array:
+        """The student's logits [b, ...] on inputs [b, ...]."""
+        return network.apply(self.network, params, inputs)
+
+    def evaluate(self, params: Params) -> dict[str, float]:
+        """Scores by name, such as "validation_kl"; see `evaluation.evaluate`."""
+        return {name: float(score) for name, score in self._evaluate(params).items()}
+
+    # What the training room needs beside.
+
+    @functools.cached_property
+    def network(self) -> nn.Module:
+        """The student, in the task's precision."""
+        return network.in_precision(self.task.student, self.task.precision)
+
+    @functools.cached_property
+    def source(self) -> Source:
+        """The data, opened at the first use."""
+        if self.mesh != devices.mesh():
+            raise ValueError("the problem was opened on other devices; call open_problem on these")
+        return self.open_source()
+
+    @functools.cached_property
+    def eval_data(self) -> EvalData | None:
+        """What students are measured on; None where it comes in batches from the host."""
+        if self.task.streamed:
+            return None
+        source = self.source
+        return evaluation.make_eval_data(self.task, self.protocol, source.data, source.held_out)
+
+    @functools.cached_property
+    def lesson_shapes(self) -> Lesson:
+        """Shapes of a lesson's arrays."""
+        make = functools.partial(make_lesson, self.task, self.protocol)
+        return jax.eval_shape(make, self.source.data, make_keys(0).lessons, jnp.int32(0))
+
+    def init_with(self, student: nn.Module, key: Array) -> Params:
+        """First weights of a student, from the shape and dtype of what it sees. Traceable."""
+        inputs = self.lesson_shapes.inputs
+        return student.init(key, jnp.zeros((1, *inputs.shape[1:]), inputs.dtype))["params"]
+
+    def compile_evaluate(self, student: Student, params: Params) -> Evaluate:
+        """The evaluation, compiled for parameters of these shapes."""
+        if self.eval_data is not None:
+            return evaluation.compile_whole(self.task, student, params, self.eval_data)
+        source = self.source
+        return evaluation.compile_batched(
+            self.task,
+            self.protocol,
+            student,
+            params,
+            source.eval_batches,
+            source.data,
+            source.held_out,
+        )
+
+    @functools.cached_property
+    def teacher_sha256(self) -> tuple[str, ...]:
+        """Of each teacher's weights."""
+        return tuple(teachers.load(teacher).sha256 for teacher in self.task.teachers)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of all that determines a trial of the task but for the trial's own choices."""
+        return self.task.fingerprint(self.teacher_sha256)
+
+    @functools.cached_property
+    def flops_per_example(self) -> float | None:
+        """FLOPs of the student's forward pass, as XLA counts them; None where it does not."""
+        inputs = self.lesson_shapes.inputs
+        batch = jax.ShapeDtypeStruct((8, *inputs.shape[1:]), inputs.dtype)
+        shapes = jax.eval_shape(self.network.init, jax.random.key(0), batch)
+        cost = jax.jit(self.network.apply).lower(shapes, batch).cost_analysis()
+        return cost["flops"] / batch.shape[0] if cost and "flops" in cost else None
+
+    @functools.cached_property
+    def _lesson(self) -> Any:
+        return jax.jit(functools.partial(make_lesson, self.task, self.protocol))
+
+    @functools.cached_property
+    def _evaluate(self) -> Evaluate:
+        if self.eval_data is None:
+            return self.compile_evaluate(self.logits, jax.eval_shape(self.init, make_keys(0).weights))
+        compiled = jax.jit(functools.partial(evaluation.evaluate, self.task, self.logits))
+        return lambda params: jax.device_get(compiled(params, self.eval_data))
+
+
+def open_problem(task: Task, protocol: str = "function_matching") -> Problem:
+    """A task under a protocol: what trials are given. The same value for the same arguments.
+
+    Args:
+      task: such as TASKS["digits"].
+      protocol: one of PROTOCOLS.
+
+    Raises:
+      RequestError: there is no such protocol, or the task has not what it needs.
+    """
+    return _open(task, protocol, devices.mesh())
+
+
+@functools.lru_cache(maxsize=16)
+def _open(task: Task, protocol: str, mesh: Mesh | None) -> Problem:
+    if protocol not in PROTOCOLS:
+        raise RequestError(f"protocol {protocol}: unknown; choose one of {', '.join(PROTOCOLS)}")
+    for need in sorted(PROTOCOLS[protocol].needs & REASONS.keys()):
+        if not _has(task, need):
+            raise RequestError(
+                f"--protocol {protocol}: not for {task.name}: {REASONS[need]}; choose one of "
+                f"{', '.join(fitting(task))}"
+            )
+    if task.streamed:
+        open_source = functools.partial(streaming.open_source, task, protocol)
+    elif task.generated:
+        open_source = functools.partial(generated.open_source, task)
+    else:
+        open_source = functools.partial(in_memory.open_source, task, protocol)
+    return Problem(task, protocol, mesh, open_source)
+
+
+def fitting(task: Task) -> list[str]:
+    """The protocols that a task has what it takes for."""
+    return [
+        name
+        for name, protocol in PROTOCOLS.items()
+        if all(_has(task, need) for need in protocol.needs & REASONS.keys())
+    ]
+
+
+def _has(task: Task, need: str) -> bool:
+    if need == "augment":
+        return task.augment is not None
+    if need == "mix":
+        return task.mix is not None
+    if need == "finite":
+        return not task.generated
+    assert need == "labels"
+    return task.own_lessons and task.distance.certain is not None and _has_labels(task)
+
+
+def _has_labels(task: Task) -> bool:
+    if task.streamed:
+        return True
+    if task.generated:
+        source: Any = task.source
+        drawn = jax.eval_shape(source.draw, source.arrays(), jax.random.key(0), 1)
+        return drawn.labels is not None
+    return task.arrays().training.labels is not None

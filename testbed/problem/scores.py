@@ -1,0 +1,85 @@
+"""The scorer: how well a student does on examples, one number for each.
+
+One set of functions for data that fit the device and for streams; `evaluation` averages them. A new metric
+is one function here (or in a task's `scores`) and one row in `testbed.metrics` (or in a task's `metrics`).
+"""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Literal, NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+
+from testbed.problem import distances, protocols
+from testbed.problem.distances import Distance
+from testbed.problem.protocols import Lesson
+
+
+class Outputs(NamedTuple):
+    """What a score may read: a student's outputs on examples, beside what they are compared with."""
+
+    inputs: Array  # [b, ...], as the student saw them
+    labels: Array | None  # [b] or [b, positions] integers
+    teacher: Array  # [b, ...]: logits of the teachers' average in probability
+    student: Array  # [b, ...]: logits
+
+
+class Score(NamedTuple):
+    """A score of held-out examples.
+
+    Attributes:
+      on: "views", random or mixed as a task has them, or the "central" views: the examples themselves.
+      of: distance, outputs -> the scores, [b] or one for each position.
+      needs_labels: whether it is left out where data have none.
+    """
+
+    on: Literal["views", "central"]
+    of: Callable[[Distance, Outputs], Array]
+    needs_labels: bool = False
+
+
+def _kl(distance: Distance, outputs: Outputs) -> Array:
+    return distance.kl(outputs.teacher, outputs.student)
+
+
+def _agreement(distance: Distance, outputs: Outputs) -> Array:
+    return distance.agreement(outputs.teacher, outputs.student)
+
+
+def _accuracy(distance: Distance, outputs: Outputs) -> Array:
+    del distance
+    assert outputs.labels is not None
+    return distances.accuracy(outputs.labels, outputs.student)
+
+
+SCORES: Mapping[str, Score] = MappingProxyType(
+    {
+        "kl": Score("views", _kl),
+        "agreement": Score("views", _agreement),
+        "accuracy": Score("central", _accuracy, needs_labels=True),
+        "central_agreement": Score("central", _agreement),
+    }
+)
+
+
+def scores(
+    table: Mapping[str, Score], on: str, distance: Distance, outputs: Outputs
+) -> dict[str, Array]:
+    """Scores [b] of the examples on one kind of view; means over positions."""
+    return {
+        name: per_example(score.of(distance, outputs))
+        for name, score in table.items()
+        if score.on == on and not (score.needs_labels and outputs.labels is None)
+    }
+
+
+def lesson_scores(distance: Distance, lesson: Lesson, student: Array) -> tuple[Array, Array]:
+    """The loss that is trained on, and the KL at temperature 1 to the lesson's own teacher: scalars."""
+    kl = jnp.mean(distance.kl(distance.ensemble(lesson.logits), student))
+    return protocols.loss(distance, lesson, student), kl
+
+
+def per_example(values: Array) -> Array:
+    """[b, positions, ...] -> [b], means over positions."""
+    return values if values.ndim == 1 else jnp.mean(values, axis=tuple(range(1, values.ndim)))

@@ -1,0 +1,52 @@
+"""What the three kinds of sources hand out: inputs in memory, streamed from the host, generated."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+
+from testbed import devices, teachers
+from testbed.problem.evaluation import HeldOut
+from testbed.problem.lessons import Params, TrainingData
+from testbed.problem.task import Task
+
+ALL_STEPS = 2**31 - 1
+
+
+class Source(NamedTuple):
+    """A task's data, opened.
+
+    Attributes:
+      n: how many training examples there are; None: without end.
+      data: what lessons are made of; of a stream, shapes in place of what comes from the host.
+      batches: seed, first step -> pairs of data and the step up to which they serve.
+      held_out: parts by name, on the devices or, of a stream, on the host.
+      eval_batches: of a stream, the data of the evaluation's training lessons.
+    """
+
+    n: int | None
+    data: TrainingData
+    batches: Callable[[int, int], Iterator[tuple[TrainingData, int]]]
+    held_out: Mapping[str, HeldOut]
+    eval_batches: Sequence[TrainingData] = ()
+
+
+def always(data: TrainingData) -> Callable[[int, int], Iterator[tuple[TrainingData, int]]]:
+    """`Source.batches` where one pytree serves all seeds and steps."""
+
+    def batches(seed: int, step: int) -> Iterator[tuple[TrainingData, int]]:
+        del seed, step
+        yield data, ALL_STEPS
+
+    return batches
+
+
+def place_teachers(task: Task) -> tuple[Params, ...]:
+    """The teachers' weights on the devices, replicated or, where they do not fit, divided."""
+    weights = [teachers.load(teacher).params for teacher in task.teachers]
+    return tuple(devices.to_global(w, devices.parameters(w)) for w in weights)
+
+
+def put_replicated(arrays: object) -> object:
+    """A pytree of host arrays on every device; None stays None."""
+    return jax.tree.map(lambda array: devices.from_process_local(array, devices.replicated()), arrays)

@@ -1,0 +1,154 @@
+"""What a task is."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
+
+from flax import linen as nn
+from jax import Array
+
+from testbed.data.arrays import Data, Generated
+from testbed.data.tfds import Stream
+from testbed.data.views import mixup
+from testbed.metrics import Metric
+from testbed.models.network import describe
+from testbed.problem.distances import CATEGORICAL, Distance
+from testbed.problem.scores import Score
+from testbed.teachers import ExactTeacher, NetworkTeacher, arrays_sha256
+
+Source = Callable[[], Data] | Stream | Generated
+
+
+class Target(NamedTuple):
+    """A trial has reached it at its first measurement that is at least as good as this."""
+
+    metric: str
+    value: float
+    mode: Literal["min", "max"]
+
+
+class Published(NamedTuple):
+    """What a paper used at one horizon.
+
+    Attributes:
+      temperature: of the distance in training.
+      hyperparameters: name of an optimizer -> its hyperparameters, in this project's terms; they replace
+        its defaults.
+    """
+
+    temperature: float
+    hyperparameters: Mapping[str, Mapping[str, float]]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Task:
+    """A fixed problem: what is learned, by which student, from which teachers, and how it is evaluated.
+
+    Attributes:
+      name: as in `--task`.
+      summary: one line for `--list`.
+      source: the data: a function that loads arrays which fit the device, a stream, or a generator.
+      student: network whose parameters are learned: inputs [b, ...] -> logits [b, classes] or
+        [b, positions, classes].
+      teachers: the loss is the sum of the distances to each.
+      temperature: of the distance in training. Held-out KL is always measured at 1.
+      batch_size: examples per step.
+      horizons: name -> total steps; the first is the default.
+      target: what "steps to target" counts to.
+      augment: key, inputs -> one random view of each; of a stream, what remains to be done on the device;
+        None: inputs are seen as they are.
+      mix: key, views -> views mixed with each other; None where inputs cannot be mixed, or need not be.
+      distance: between the outputs of teacher and student.
+      measure_every: steps from one measurement to the next; fewer where a trial would have less than
+        10 measurements, more where it would have more than 100.
+      views_per_input: random views of each held-out input in the evaluation; 0: the evaluation is
+        on central views alone, as in the paper.
+      published: horizon -> temperature and hyperparameters there.
+      precision: of activations and convolutions, in networks that have a `dtype`; parameters are
+        float32.
+      own_lessons: whether lessons are of the data set that teachers and evaluation are for; where they
+        are not, there are no labels to learn from.
+      scores: name -> a score of its own, measured beside `evaluation.SCORES`; and
+      metrics: a row for each of them, which says how it is read.
+      sha256: of the source file of a task that a user brings.
+      version: to be raised with any change of what the code above makes of these values.
+    """
+
+    name: str
+    summary: str
+    source: Source
+    student: nn.Module
+    teachers: tuple[NetworkTeacher | ExactTeacher, ...]
+    temperature: float
+    batch_size: int
+    horizons: Mapping[str, int]
+    target: Target
+    augment: Callable[[Array, Array], Array] | None = None
+    mix: Callable[[Array, Array], Array] | None = mixup
+    distance: Distance = CATEGORICAL
+    measure_every: int = 40
+    views_per_input: int = 8
+    published: Mapping[str, Published] = dataclasses.field(default_factory=dict)
+    precision: str = "float32"
+    own_lessons: bool = True
+    scores: Mapping[str, Score] = dataclasses.field(default_factory=dict)
+    metrics: tuple[Metric, ...] = ()
+    sha256: str = ""
+    version: int = 1
+
+    @property
+    def streamed(self) -> bool:
+        """Whether the inputs come as a stream from the host."""
+        return isinstance(self.source, Stream)
+
+    @property
+    def generated(self) -> bool:
+        """Whether the inputs are drawn on the device, without end."""
+        return isinstance(self.source, Generated)
+
+    def arrays(self) -> Data:
+        """The data of a task whose data set fits the device."""
+        assert not isinstance(self.source, Stream | Generated)
+        return self.source()
+
+    def stream(self) -> Stream:
+        """The data of a task that is streamed, not opened yet."""
+        assert isinstance(self.source, Stream)
+        return self.source
+
+    def at(self, horizon: str) -> "Task":
+        """The task as it is at a horizon: a paper may choose the temperature by it."""
+        published = self.published.get(horizon)
+        return dataclasses.replace(self, temperature=published.temperature) if published else self
+
+    def data_sha256(self) -> str:
+        """SHA-256 of the data. A generator's is that of its arrays; its function has the task's version."""
+        if isinstance(self.source, Generated):
+            return arrays_sha256(self.source.arrays())
+        return self.source().sha256
+
+    def fingerprint(self, teacher_sha256: tuple[str, ...]) -> str:
+        """SHA-256 of all that determines a trial of this task but for its own choices (seed, …)."""
+        plain = ("name", "temperature", "batch_size", "target", "measure_every", "views_per_input")
+        values = {name: repr(getattr(self, name)) for name in (*plain, "precision", "own_lessons")}
+        if self.published:  # with one temperature for each horizon; the trial's identity has it
+            del values["temperature"]
+        values |= {
+            "version": f"{self.version} {self.sha256}",
+            "augment": _name(self.augment),
+            "mix": _name(self.mix),
+            "distance": self.distance.name,
+            "scores": repr(sorted(self.scores)),
+            "student": f"{describe(self.student)} {self.precision}",
+            "teachers": repr([teacher.describe() for teacher in self.teachers]),
+            "teacher_sha256": repr(teacher_sha256),
+            "data": self.data_sha256(),
+        }
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _name(function: Any) -> str:
+    """A function by its name, a value (such as a crop with its numbers) by its fields."""
+    return getattr(function, "__qualname__", None) or repr(function)

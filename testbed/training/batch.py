@@ -1,0 +1,316 @@
+"""Batched trials: one lesson per step, which all trials of a batch train on.
+
+Trials of one seed see the same lessons. So the teachers, the expensive part of distillation, compute once
+for all of them, whatever their optimizers (`groups.py` has what the trials compute).
+"""
+
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from numpy.typing import NDArray
+
+from testbed import compilation_cache, devices, records
+from testbed.errors import RequestError
+from testbed.problem.protocols import Lesson
+from testbed.training import loop
+from testbed.training.checkpoints import Checkpoints
+from testbed.training.clock import Ledger
+from testbed.training.groups import (
+    Group,
+    compile_groups,
+    compile_lessons,
+    require_fits,
+    too_large,
+)
+from testbed.training.loop import Progress
+from testbed.training.rows import RecordWriter, end_row, header_row, measurement_row, params_sha256
+from testbed.training.step import State, ending
+from testbed.training.trial import Trial, is_finished, iterate
+
+
+def sharing_lessons(trials: Sequence[Trial], size: int) -> list[list[Trial]]:
+    """The trials in batches of at most `size`, in their order, equal in all that lessons depend on."""
+    kinds: dict[Any, list[Trial]] = {}
+    for trial in trials:
+        kinds.setdefault(_kind(trial), []).append(trial)
+    return [kind[i : i + size] for kind in kinds.values() for i in range(0, len(kind), size)]
+
+
+def _kind(trial: Trial) -> tuple[Any, ...]:
+    return trial.problem, trial.total_steps, trial.lessons, trial.init
+
+
+def iterate_batch(
+    trials: Sequence[Trial], out: Path, *, command: str = "", vmapped: bool | None = None
+) -> Generator[Progress]:
+    """Runs trials that share their lessons, or what is left of them; yields progress as `trial.iterate`.
+
+    Left out are trials that are finished, and those that another process runs. A trial whose optimizer
+    branches in Python on a hyperparameter runs after the others, alone and timed. An interrupted batch
+    goes on from its checkpoint, if the same trials are left; otherwise it starts again.
+
+    Args:
+      trials: equal in problem, total steps, seed of their lessons, and first weights' checkpoint.
+      out: folder of records.
+      command: for the headers.
+      vmapped: see `groups.compile_groups`.
+
+    Raises:
+      TooLarge: the batch does not fit the memory.
+      RequestError: as `trial.iterate`; or there are several hosts.
+    """
+    if jax.process_count() > 1:
+        raise RequestError("batched trials run on one host; spread batches over hosts instead")
+    if len({_kind(trial) for trial in trials}) != 1:
+        raise ValueError("a batch's trials share their lessons")
+    with ExitStack() as stack:
+        # In an order of their own, since a checkpoint knows them by it.
+        ordered = sorted(trials, key=lambda t: (t.optimizer.name, t.record_path(out).stem))
+        mine = [trial for trial in ordered if _claim(stack, trial, out)]
+        if not mine:
+            return
+        with _splitting(len(mine)):
+            alone = yield from _run(stack, mine, out, command, vmapped)
+    for trial in alone:
+        with suppress(records.Busy):
+            yield from iterate(trial, out, command=command)
+
+
+@contextmanager
+def _splitting(trials: int) -> Iterator[None]:
+    """Inside, a device's refusal for want of memory becomes the batch's."""
+    try:
+        yield
+    except Exception as error:
+        if "RESOURCE_EXHAUSTED" in str(error):
+            raise too_large(trials, "more memory than a device has") from error
+        raise
+
+
+def _claim(stack: ExitStack, trial: Trial, out: Path) -> bool:
+    """Takes a trial's lock until the stack is closed, if it is to be run here."""
+    path = trial.record_path(out)
+    with ExitStack() as mine:
+        try:
+            mine.enter_context(records.lock(path))
+        except records.Busy:
+            return False
+        if is_finished(path):
+            return False
+        stack.enter_context(mine.pop_all())
+    return True
+
+
+def _run(
+    stack: ExitStack, mine: list[Trial], out: Path, command: str, vmapped: bool | None
+) -> Generator[Progress, None, list[Trial]]:
+    """The batch; returns the trials that cannot be part of one."""
+    ledger, one = Ledger(), mine[0]
+    due = loop.due_steps(one.task, one.total_steps)
+    with ledger.on("compile_s"), compilation_cache.counted() as cache:
+        make_lessons, shapes = compile_lessons(one.problem, longest=due[1])
+        groups, alone = compile_groups(mine, shapes, vmapped)
+        if not groups:
+            return alone
+        require_fits(groups, shapes)
+    with ledger.on("setup_s"):
+        about = {"command": command, "compilation_cache": cache}
+        writers = RecordWriters(groups, out, about)
+        folder = out / one.task.name
+        checkpoints = Checkpoints(folder / f"batch-{writers.id}.checkpoint")
+        stack.callback(checkpoints.close)
+        writers.clear(folder)
+    together = Together(ledger, groups, writers, checkpoints, due[-1])
+    with ledger.on("setup_s"):
+        count = shapes.temperature.shape[0]
+        together.lessons = _lessons(one, make_lessons, count, together.step)
+    yield from loop.drive(together, due)
+    return alone
+
+
+class _Lessons(NamedTuple):
+    """Lessons [k], the step of the first, and the step up to which they serve."""
+
+    stack: Lesson
+    first: int
+    until: int
+
+
+def _lessons(trial: Trial, make: Any, count: int, step: int) -> Iterator[_Lessons]:
+    """The lessons from a step on, `count` at a time."""
+    key = trial.keys().lessons
+    for data, until in trial.problem.source.batches(trial.lessons, step):
+        while step < until:
+            end = min(step + count, until)
+            yield _Lessons(make(data, key, np.int32(step)), step, end)
+            step = end
+
+
+class Together:
+    """Runs the trials of a batch together; what `loop.drive` drives.
+
+    Args:
+      ledger: of the whole batch.
+      groups: its trials, compiled.
+      writers: of their records.
+      checkpoints: the batch's own.
+      total_steps: the horizon.
+
+    Attributes:
+      lessons: those from `step` on; to be set before the first advance.
+    """
+
+    lessons: Iterator[_Lessons]
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        groups: Sequence[Group],
+        writers: "RecordWriters",
+        checkpoints: Checkpoints,
+        total_steps: int,
+    ) -> None:
+        self.ledger, self.step, self.measured = ledger, 0, -1
+        self._groups, self._writers, self._checkpoints = groups, writers, checkpoints
+        self._total_steps, self._resumed = total_steps, 0
+        self._current: _Lessons | None = None
+        with ledger.on("setup_s"):
+            self._states = jax.block_until_ready([group.start() for group in groups])
+        with ledger.on("checkpoint_s"):
+            self._restore()
+        self._finite = self._look()
+
+    @property
+    def alive(self) -> bool:
+        """See Runner."""
+        return bool(self._finite.any())
+
+    def _look(self) -> NDArray[np.bool_]:
+        """Blocks until the states are there; which trials have not diverged."""
+        jax.block_until_ready(self._states)
+        pairs = zip(self._groups, self._states, strict=True)
+        return np.concatenate([np.asarray(s.finite)[: len(g.trials)] for g, s in pairs])
+
+    def advance(self, stop: int) -> None:
+        """See Runner."""
+        while self.step < stop:
+            if self._current is None or self.step >= self._current.until:
+                self._current = next(self.lessons)
+            lessons, self.step = self._current, min(stop, self._current.until)
+            pairs = zip(self._groups, self._states, strict=True)
+            self._states = [g.train(s, lessons.stack, lessons.first, self.step) for g, s in pairs]
+        self._finite = self._look()
+
+    def measure(self) -> None:
+        """See Runner."""
+        with self.ledger.on("eval_s"):
+            pairs = zip(self._groups, self._states, strict=True)
+            scores = [row for group, state in pairs for row in group.evaluate(state)]
+        with self.ledger.on("record_s"):
+            for i in np.flatnonzero(self._finite).tolist():
+                self._writers.measure(i, self.step, scores[i])
+        self.measured = self.step
+
+    def save(self) -> None:
+        """See Runner."""
+        with self.ledger.on("checkpoint_s"):
+            saved = {"lengths": self._writers.lengths, "step": self.step, "measured": self.measured}
+            saved |= {"resumed": self._resumed + 1, "ledger": self.ledger.rows()}
+            self._checkpoints.save(self._states, saved)
+
+    def _restore(self) -> None:
+        """Goes on from the batch's checkpoint, if the records are still what it has written."""
+        try:
+            restored = self._checkpoints.restore(self._states)
+        except RequestError:  # of another number of devices, over which it was divided differently
+            restored = None
+        if restored and self._writers.resume(restored[1]["lengths"]):
+            self._states, saved = restored
+            self.step, self.measured = saved["step"], saved["measured"]
+            self._resumed = saved["resumed"]
+            self.ledger.resume(saved["ledger"])
+
+    def end(self) -> None:
+        """See Runner."""
+        ends = []
+        with self.ledger.on("record_s"):
+            states = jax.device_get(list(self._states))
+            for group, stacked in zip(self._groups, states, strict=True):
+                for i in range(len(group.trials)):
+                    state = jax.tree.map(lambda x, i=i: x[i], stacked)
+                    ends.append((*ending(state), int(state.step), params_sha256(state.params)))
+        for i, (status, reason, step, digest) in enumerate(ends):
+            row = end_row(status, step, reason, digest, self.ledger, self._resumed)
+            self._writers.append(i, row)
+        self._checkpoints.close()
+        self._checkpoints.delete()
+
+    def fail(self, reason: str) -> None:
+        """See Runner. The trials are run again when they are asked for again."""
+        for i, length in enumerate(self._writers.lengths):
+            if length:
+                row = end_row("failed", self.step, reason, None, self.ledger, self._resumed)
+                self._writers.append(i, row)
+
+    def progress(self) -> Progress:
+        """See Runner."""
+        diverged = int(np.sum(~self._finite))
+        seconds, trials = self.ledger.train_s, len(self._finite)
+        return Progress(self.step, self._total_steps, seconds, {}, trials, diverged)
+
+
+class RecordWriters:
+    """The records of a batch's trials, in the order of its groups."""
+
+    def __init__(self, groups: Sequence[Group], out: Path, about: Mapping[str, Any]) -> None:
+        self._about = about
+        self._owners = [group for group in groups for _ in group.trials]
+        self._trials = [trial for group in groups for trial in group.trials]
+        self._writers = [RecordWriter(trial.record_path(out)) for trial in self._trials]
+        paths = sorted(writer.path.stem for writer in self._writers)
+        self.id = records.run_id({"batch": paths})
+
+    @property
+    def lengths(self) -> list[int]:
+        """Bytes of each record; 0: it has not begun."""
+        return [writer.length for writer in self._writers]
+
+    def clear(self, folder: Path) -> None:
+        """Deletes what is of no use here: checkpoints of other batches, and of trials alone."""
+        for writer in self._writers:
+            Checkpoints(writer.path.with_suffix(".checkpoint")).delete()
+            other = self._batch_of(writer.path)
+            if other not in ("", self.id):  # nobody runs it: its trials are locked here
+                Checkpoints(folder / f"batch-{other}.checkpoint").delete()
+
+    def resume(self, lengths: Sequence[int]) -> bool:
+        """Goes on after these lengths, if the records are still what this batch has written."""
+        for writer, length in zip(self._writers, lengths, strict=True):
+            path = writer.path
+            if not path.exists() or path.stat().st_size < length or self._batch_of(path) != self.id:
+                return False
+        for writer, length in zip(self._writers, lengths, strict=True):
+            writer.length = length
+        return True
+
+    def _batch_of(self, path: Path) -> str:
+        return str(records.read(path).header.get("batch", {}).get("id", ""))
+
+    def measure(self, i: int, step: int, scores: Mapping[str, float]) -> None:
+        """Appends a measurement to a trial's record."""
+        row = measurement_row(self._trials[i], step, scores)
+        self.append(i, *([row] if self._writers[i].length else [self._header(i), row]))
+
+    def append(self, i: int, *rows: Mapping[str, Any]) -> None:
+        """Appends rows to a trial's record."""
+        self._writers[i].append(*rows)
+
+    def _header(self, i: int) -> dict[str, Any]:
+        owner = self._owners[i]
+        batch = {"id": self.id, "size": len(self._trials), "vectorized": owner.vmapped}
+        shapes = owner.programs.params
+        return header_row(self._trials[i], shapes, devices.count(), batch=batch, **self._about)

@@ -1,0 +1,140 @@
+"""Diagnostics: what a measured step shows of training, off the clock and without changing a bit of it.
+
+A lesson is a function of (seed, step), so that whatever a step computes can be computed again. A new
+diagnostic is one function of a `Moment` here and one row in `testbed.metrics`.
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array, random
+from jax.flatten_util import ravel_pytree
+
+from testbed import devices
+from testbed.errors import RequestError
+from testbed.problem import protocols
+from testbed.problem.lessons import Keys, Params, TrainingData, make_lesson
+from testbed.training.compile import ProgramKey, make_functions
+from testbed.training.step import Info, State
+
+ITERATIONS = 40  # Hessian-vector products of `sharpness`
+
+OWN = "optimizer"  # the name by which an optimizer's own counts are asked for
+
+
+class Moment(NamedTuple):
+    """A measured step: the state before it, and what the step computes on its lesson."""
+
+    state: State
+    info: Info
+    loss: Callable[[Params], Array]  # on the step's lesson
+
+
+def grad_norm(moment: Moment) -> dict[str, Array]:
+    """Euclidean norm of the gradient on the lesson of the next step."""
+    return {"grad_norm": optax.global_norm(moment.info.grad)}
+
+
+def update_norm(moment: Moment) -> dict[str, Array]:
+    """Euclidean norm of what the next step adds to the parameters."""
+    return {"update_norm": optax.global_norm(moment.info.updates)}
+
+
+def sharpness(moment: Moment) -> dict[str, Array]:
+    """Largest eigenvalue of the Hessian of the loss on the lesson of the next step.
+
+    By Lanczos' recurrence (Lanczos 1950) of ITERATIONS Hessian-vector products from a fixed random start,
+    in float32 and without reorthogonalization: copies of eigenvalues that this lets appear change nothing
+    of the largest one (Paige 1972). `sharpness_error` is the residual |H v - s v| of the Ritz pair, which
+    bounds the distance of `sharpness` from an eigenvalue, as a share of it.
+    """
+    start, unravel = ravel_pytree(moment.state.params)
+
+    def hessian_times(v: Array) -> Array:
+        grad = jax.grad(moment.loss)
+        return ravel_pytree(jax.jvp(grad, (moment.state.params,), (unravel(v),))[1])[0]
+
+    def step(carry: tuple[Array, Array, Array], _: None) -> tuple[Any, tuple[Array, Array]]:
+        before, v, beta = carry
+        w = hessian_times(v) - beta * before
+        alpha = jnp.vdot(w, v)
+        w = w - alpha * v
+        norm = jnp.linalg.norm(w)
+        return (v, w / jnp.maximum(norm, 1e-30), norm), (alpha, norm)
+
+    v = random.normal(random.key(0), start.shape, start.dtype)
+    carry = (jnp.zeros_like(v), v / jnp.linalg.norm(v), jnp.zeros((), v.dtype))
+    _, (alphas, betas) = jax.lax.scan(step, carry, None, length=min(ITERATIONS, start.size))
+    off = betas[:-1]
+    values, vectors = jnp.linalg.eigh(jnp.diag(alphas) + jnp.diag(off, 1) + jnp.diag(off, -1))
+    residual = jnp.abs(betas[-1] * vectors[-1, -1])
+    return {"sharpness": values[-1], "sharpness_error": residual / jnp.abs(values[-1])}
+
+
+DIAGNOSTICS: Mapping[str, Callable[[Moment], dict[str, Array]]] = MappingProxyType(
+    {"grad_norm": grad_norm, "update_norm": update_norm, "sharpness": sharpness}
+)
+
+
+def choose(names: Sequence[str]) -> tuple[str, ...]:
+    """The names, without repetition.
+
+    Raises:
+      RequestError: one of them is unknown.
+    """
+    for name in names:
+        if name not in (*DIAGNOSTICS, OWN):
+            raise RequestError(
+                f"--diagnose {name}: unknown; choose from {', '.join((*DIAGNOSTICS, OWN))}"
+            )
+    return tuple(dict.fromkeys(names))
+
+
+Diagnose = Callable[[State, TrainingData, Keys, Mapping[str, Any]], dict[str, float]]
+
+
+@functools.lru_cache(maxsize=16)
+def make_diagnose(
+    names: tuple[str, ...],
+    key: ProgramKey,
+    own: Callable[[Any], Mapping[str, Array]] | None,
+    *,
+    checkpointed: bool,
+) -> Diagnose:
+    """State, data of its step, keys, hyperparameters -> what the chosen diagnostics find.
+
+    Args:
+      names: from `choose`.
+      key: of the trial's programs.
+      own: opt_state -> the optimizer's own counts, recorded as optimizer_<name>.
+      checkpointed: as in `make_functions`.
+    """
+    functions, task = make_functions(key, checkpointed=checkpointed), key.problem.task
+
+    def diagnose(state: State, data: TrainingData, keys: Keys, hp: Any) -> dict[str, Array]:
+        lesson = make_lesson(task, key.problem.protocol, data, keys.lessons, state.step)
+
+        def loss(params: Params) -> Array:
+            return protocols.loss(task.distance, lesson, functions.student(params, lesson.inputs))
+
+        moment = Moment(state, functions.step(state, data, keys, hp)[1], loss)
+        values: dict[str, Array] = {}
+        for name in names:
+            if name != OWN:
+                values |= DIAGNOSTICS[name](moment)
+            elif own:
+                counts = own(state.opt_state)
+                values |= {f"{OWN}_{count}": value for count, value in counts.items()}
+        return values
+
+    compiled = jax.jit(diagnose, out_shardings=devices.replicated())
+
+    def on_host(state: State, data: TrainingData, keys: Keys, hp: Any) -> dict[str, float]:
+        return {name: float(value) for name, value in compiled(state, data, keys, hp).items()}
+
+    return on_host

@@ -1,0 +1,113 @@
+"""The loop, which a trial alone and a batch of trials share.
+
+    state -> advance (on the clock) -> measure, save (off the clock) -> ... -> end
+
+Steps at which measurements are due, the size of dispatches, checkpoints, interruption, failure and end are
+written here once. What is advanced and measured is the runner's affair: `trial.Alone` or `batch.Together`.
+"""
+
+import math
+import time
+from collections.abc import Generator
+from typing import Any, NamedTuple, Protocol
+
+from testbed import devices
+from testbed.problem.task import Task
+from testbed.training.checkpoints import Cadence
+from testbed.training.clock import Ledger
+
+DISPATCH = 0.5  # seconds that one dispatch should take at most: how soon an interrupt is noticed
+
+
+class Progress(NamedTuple):
+    """Where a trial or a batch stands."""
+
+    step: int
+    total_steps: int
+    train_seconds: float
+    measurement: dict[str, Any]  # the latest; of a batch, none
+    trials: int = 1
+    diverged: int = 0
+
+
+class Runner(Protocol):
+    """What the loop drives. Each method adds its time to its own row of the ledger."""
+
+    ledger: Ledger
+
+    @property
+    def step(self) -> int:
+        """Updates so far."""
+
+    @property
+    def measured(self) -> int:
+        """The step of the latest measurement; -1: none."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether a trial is left that has not diverged."""
+
+    def advance(self, stop: int) -> None:
+        """Trains up to step `stop`, or to a divergence; blocks until it is done. The loop times it."""
+
+    def measure(self) -> None:
+        """Evaluates, and records it."""
+
+    def save(self) -> None:
+        """Saves a checkpoint."""
+
+    def end(self) -> None:
+        """Ends the records."""
+
+    def fail(self, reason: str) -> None:
+        """Ends the records that have begun, as failed."""
+
+    def progress(self) -> Progress:
+        """Where it stands."""
+
+
+def due_steps(task: Task, total_steps: int) -> list[int]:
+    """The steps after which a trial is measured, from 0 to total_steps."""
+    every = max(1, min(task.measure_every, total_steps // 10), math.ceil(total_steps / 100))
+    return [*range(0, total_steps, every), total_steps]
+
+
+def drive(runner: Runner, due: list[int], longest: float = math.inf) -> Generator[Progress]:
+    """Runs to the last step, or until nothing is left that has not diverged; yields after every dispatch.
+
+    Closing the iterator interrupts: a checkpoint is saved on the way out.
+
+    Args:
+      runner: what is run, from where it stands.
+      due: steps of measurements, ascending; the last is the end.
+      longest: seconds that a dispatch should take at most, if less than DISPATCH.
+    """
+    ledger, cadence, size = runner.ledger, Cadence(), 1
+    try:
+        while True:
+            if runner.alive and runner.step in due and runner.measured < runner.step:
+                runner.measure()
+            if runner.step == due[-1] or not runner.alive:
+                break
+            with ledger.on("checkpoint_s"):
+                save_now = devices.any_host(cadence.is_due())
+            if save_now:
+                with cadence.saving():
+                    runner.save()
+            with ledger.on("record_s"):
+                yield runner.progress()
+                stop = next(step for step in due if step > runner.step)
+                stop = min(stop, runner.step + int(devices.from_host_0(size)))
+            with ledger.on("train_s"):
+                begun, first = time.perf_counter(), runner.step
+                runner.advance(stop)
+                per_step = (time.perf_counter() - begun) / (stop - first)
+            size = max(1, min(4 * size, int(min(longest, DISPATCH) / per_step)))
+    except GeneratorExit:
+        runner.save()
+        raise
+    except Exception as error:
+        runner.fail(f"{type(error).__name__}: {error}")
+        raise
+    runner.end()
+    yield runner.progress()

@@ -1,0 +1,178 @@
+"""What the loop must know of an optimizer, and what it can be made of."""
+
+import dataclasses
+import hashlib
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import entry_points
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from testbed import devices, plugins
+from testbed.errors import RequestError
+from testbed.problem.lessons import Params
+from testbed.problem.problem import Problem
+
+Build = Callable[..., optax.GradientTransformation]
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """An optimizer with its hyperparameters.
+
+    Attributes:
+      name: as it stands in the record.
+      build: total_steps, **hyperparameters -> an optax transformation.
+      hyperparameters: all of them, defaults included.
+      sha256: of the optimizer's source.
+      eval_params: opt_state, params -> the parameters to evaluate; on the clock.
+      vmappable: whether several trials run well under `jax.vmap`; see `optimizers.spec.Spec`.
+      diagnostics: opt_state -> the optimizer's own counts by name (scalars); off the clock.
+    """
+
+    name: str
+    build: Build
+    hyperparameters: Mapping[str, Any]
+    sha256: str
+    eval_params: Callable[[Any, Params], Params] | None = None
+    vmappable: bool = True
+    diagnostics: Callable[[Any], Mapping[str, Array]] | None = None
+
+
+class Partition(NamedTuple):
+    """Hyperparameters that are compiled in, and the names of those that are arguments."""
+
+    static: tuple[tuple[str, Any], ...]
+    traced: tuple[str, ...]
+
+
+def partition_hyperparameters(optimizer: Optimizer) -> Partition:
+    """Floats are arguments."""
+    values = sorted(optimizer.hyperparameters.items())
+    return Partition(
+        static=tuple((name, value) for name, value in values if type(value) is not float),
+        traced=tuple(name for name, value in values if type(value) is float),
+    )
+
+
+def all_static(optimizer: Optimizer) -> Partition:
+    """All are compiled in, for an optimizer that branches in Python on one."""
+    return Partition(tuple(sorted(optimizer.hyperparameters.items())), ())
+
+
+def as_optimizer(given: Any, problem: Problem, name: str | None = None) -> Optimizer:
+    """An Optimizer of what a user has.
+
+    Args:
+      given: an Optimizer; a name, as behind `--opt`; a Spec; an optax transformation; or a function
+        build(total_steps, *, ...) that returns one, whose keyword-only arguments have defaults.
+      problem: for whose parameters a transformation without a source is identified.
+      name: to be recorded instead of its own.
+
+    Raises:
+      RequestError: it is none of these, or cannot be identified.
+    """
+    if isinstance(given, str):
+        (registry,) = entry_points(group="funmatch.optimizers")  # by name alone: no import upwards
+        given = registry.load()(given)
+    if isinstance(given, Optimizer):
+        optimizer = given
+    elif hasattr(given, "build"):
+        optimizer = from_spec(given)
+    elif isinstance(given, optax.GradientTransformation):
+        optimizer = from_transformation(given, problem)
+    elif callable(given):
+        label = getattr(given, "__name__", type(given).__name__)
+        optimizer = Optimizer(label, given, defaults(given), plugins.source_sha256(given, label))
+    else:
+        raise RequestError(
+            f"optimizer {given!r}: give an optax transformation, a function build(total_steps, *, ...), "
+            "or a registered name such as 'adam'"
+        )
+    return dataclasses.replace(optimizer, name=name) if name else optimizer
+
+
+def from_spec(spec: Any, hyperparameters: Mapping[str, Any] | None = None) -> Optimizer:
+    """An Optimizer of a `Spec`; `hyperparameters` replace its defaults."""
+    return Optimizer(
+        name=spec.name,
+        build=spec.build,
+        hyperparameters=defaults(spec.build) | dict(hyperparameters or {}),
+        sha256=plugins.source_sha256(spec.build, spec.name),
+        eval_params=spec.eval_params,
+        vmappable=spec.vmappable,
+        diagnostics=spec.diagnostics,
+    )
+
+
+def defaults(build: Build) -> dict[str, Any]:
+    """Hyperparameter -> default: the arguments behind total_steps that have a plain one."""
+    parameters = list(inspect.signature(build).parameters.values())[1:]
+    return {p.name: p.default for p in parameters if p.default is not p.empty and _plain(p.default)}
+
+
+def _plain(value: Any) -> bool:
+    """Whether a default is a value that a record and a command line can hold."""
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def from_transformation(given: optax.GradientTransformation, problem: Problem) -> Optimizer:
+    """An Optimizer of a ready transformation, which is identified by what it computes."""
+    sha256 = traced_sha256(given, problem)
+    return Optimizer(f"optax-{sha256[:6]}", lambda total_steps: given, {}, sha256)
+
+
+def traced_sha256(given: optax.GradientTransformation, problem: Problem) -> str:
+    """SHA-256 of the programs of `init` and `update` for a problem's parameters, with their constants.
+
+    A transformation is a pair of closures without a source that says all: what they compute does. The
+    same in every process with one version of JAX; in another version it may be another.
+
+    Raises:
+      RequestError: it calls back into Python, so that the programs do not say all.
+    """
+    optimizer = optax.with_extra_args_support(given)
+    logits = problem.lesson_shapes.logits
+
+    def value_fn(params: Params, **_: Any) -> Array:
+        return sum((jnp.sum(p**2) for p in jax.tree.leaves(params)), jnp.float32(0))
+
+    def update(grads: Params, state: Any, params: Params, key: Array) -> Any:
+        extra = {"value": value_fn(params), "grad": grads, "value_fn": value_fn, "key": key}
+        logits_fn = {"logits_fn": lambda params: jnp.zeros(logits.shape[1:]) + value_fn(params)}
+        return optimizer.update(grads, state, params, **extra, **logits_fn)
+
+    key = jax.eval_shape(jax.random.key, 0)
+    with devices.as_if_one(), refusing("optimizer"):
+        params = jax.eval_shape(lambda key: problem.init_with(problem.network, key), key)
+        state = jax.eval_shape(optimizer.init, params)
+        programs = (
+            jax.jit(optimizer.init).trace(params),
+            jax.jit(update).trace(params, state, params, key),
+        )
+        texts = [str(traced.lower(lowering_platforms=("cpu",)).as_text()) for traced in programs]
+    if any("callback" in text for text in texts):
+        raise RequestError(
+            "an optax transformation that calls back into Python cannot be identified by what it computes; "
+            "give a function build(total_steps) that returns it"
+        )
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()
+
+
+@contextmanager
+def refusing(what: str) -> Iterator[None]:
+    """Inside, whatever goes wrong is a RequestError that begins with `what`, such as the optimizer's name."""
+    try:
+        yield
+    except RequestError as error:
+        raise RequestError(f"{what}: {error}") from error
+    except Exception as error:
+        message = " ".join(str(error).split())
+        raise RequestError(
+            f"{what}: {type(error).__name__}: {message[:300]}; --debug shows where"
+        ) from error
