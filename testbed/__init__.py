@@ -2,8 +2,8 @@
 
     from testbed import TASKS, Trial, open_problem, run, train
 
-Knows optax's interface, and no optimizer by name. Names are loaded when they are first used: importing this
-package imports no jax, so that `analysis` can read records without it.
+Knows optax's interface, and no optimizer by name. Names are loaded when they are first used: importing
+this package imports no jax, so that `analysis` can read records without it.
 """
 
 import importlib
@@ -38,10 +38,30 @@ _MODULES = {
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 
-__all__ = [  # noqa: PLE0604, RUF022 (in the order in which a reader meets them)
-    *("TASKS", "Problem", "open_problem", "Trial", "Result", "train", "run"),
-    *("Task", "Target", "Data", "Part", "Generated", "InputSpec", "ExactTeacher", "NetworkTeacher"),
-    *("CATEGORICAL", "BERNOULLI", "PROTOCOLS", "Lesson", "Score", "Outputs", "Metric", "RequestError"),
+__all__ = [
+    "BERNOULLI",
+    "CATEGORICAL",
+    "PROTOCOLS",
+    "TASKS",
+    "Data",
+    "ExactTeacher",
+    "Generated",
+    "InputSpec",
+    "Lesson",
+    "Metric",
+    "NetworkTeacher",
+    "Outputs",
+    "Part",
+    "Problem",
+    "RequestError",
+    "Result",
+    "Score",
+    "Target",
+    "Task",
+    "Trial",
+    "open_problem",
+    "run",
+    "train",
 ]
 
 

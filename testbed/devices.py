@@ -176,8 +176,9 @@ def from_process_local(local: NDArray[Any], sharding: NamedSharding | None) -> A
 def parameters(shapes: Any, copies: int = 1) -> Any:
     """Where parameters go: a sharding for each leaf, None on one device.
 
-    Replicated on every device, unless `copies` of all of them (gradients, optimizer's state) take more than
-    a quarter of a device's memory: then each leaf is divided along its longest axis that divides evenly.
+    Replicated on every device, unless `copies` of all of them (gradients, optimizer's state) take more
+    than a quarter of a device's memory: then each leaf is divided along its longest axis that divides
+    evenly.
     """
     in_use = mesh()
     if not in_use:

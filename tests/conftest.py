@@ -8,10 +8,11 @@ import pytest
 
 import benchmarks  # noqa: F401  # before numpy and JAX: it sets LAPACK's number of threads
 from benchmarks.commands import serve
-from testbed import compilation
+from testbed import compilation_cache
 from testbed.models.mlp import MLP
+from testbed.problem.task import Task
 from testbed.tasks import TASKS
-from testbed.tasks.task import Task
+
 from tests import stand_ins
 
 
@@ -21,7 +22,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _compilation_cache() -> None:
-    compilation.enable_cache()
+    compilation_cache.enable_cache()
 
 
 @pytest.fixture(scope="session")
@@ -38,7 +39,7 @@ def make_tiny() -> Task:
         student=MLP(widths=(16,), classes=10),
         batch_size=32,
         measure_every=10,
-        views_per_image=1,
+        views_per_input=1,
     )
 
 

@@ -3,9 +3,9 @@
     python tests/golden.py make DIR [--root CHECKOUT]   # with the code of a checkout (default: this one)
     python tests/golden.py compare DIR OTHER            # exit status 1 where a number differs
 
-Trials of 40 steps of the embedded tasks and of a small streamed one (`stand_ins`), with three optimizers,
-under all protocols; and a batch of trials. Made by the command line alone, so that any commit's code can make
-them; to be compared between folders that one machine has made.
+Trials of 40 steps of the embedded tasks and of a small streamed one (`stand_ins`), with three
+optimizers, under all protocols; and a batch of trials. Made by the command line alone, so that any
+commit's code can make them; to be compared between folders that one machine has made.
 """
 
 import argparse

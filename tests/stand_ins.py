@@ -11,7 +11,6 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 from unittest import mock
 
@@ -20,13 +19,19 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from PIL import Image
 
-from testbed import checkpoints, teachers
+from testbed import teachers
+from testbed.data.arrays import InputSpec
 from testbed.models.bit import BiT
 from testbed.models.mobilenet import MobileNetV3
 from testbed.tasks import TASKS
+from testbed.teachers import TEACHERS
+from testbed.training import checkpoints
 
 TINY = BiT(depths=(1, 1), width=8, groups=4, classes=102, root="paper")
 SIZE = 64  # pixels, of crops; half of the paper's
+TEACHER = dataclasses.replace(
+    TEACHERS["R152x2-flowers"], network=TINY, inputs=InputSpec((SIZE, SIZE, 3))
+)
 SPLITS = {"train": 24, "validation": 7, "test": 13}
 
 
@@ -87,7 +92,7 @@ def noisy_params(network: Any, image_shape: tuple[int, ...], seed: int = 0) -> A
         return (centre + spread * rng.normal(size=leaf.shape)).astype(np.float32)
 
     # Drawn by numpy: for the network's own initialization XLA compiles dozens of programs.
-    return jax.tree_util.tree_map_with_path(draw, teachers.shapes(network, image_shape))
+    return jax.tree_util.tree_map_with_path(draw, teachers.shapes(network, InputSpec(image_shape)))
 
 
 def to_legacy(params: Any, suffix: str = "") -> dict[str, np.ndarray]:
@@ -125,13 +130,9 @@ def tiny_flowers() -> Any:
     """`flowers` with tiny networks, images and batches."""
     flowers = TASKS["flowers"]
     images = dataclasses.replace(flowers.stream(), size=SIZE, shorter_side=SIZE * 5 // 4)
-    return dataclasses.replace(flowers, load=images, student=TINY, batch_size=8, measure_every=10)
-
-
-def tiny_teachers() -> Any:
-    """TEACHERS with a tiny network for `flowers`."""
-    entry = teachers.TEACHERS["R152x2-flowers"]._replace(network=TINY)
-    return MappingProxyType({**teachers.TEACHERS, "R152x2-flowers": entry})
+    return dataclasses.replace(
+        flowers, source=images, student=TINY, teachers=(TEACHER,), batch_size=8, measure_every=10
+    )
 
 
 def main() -> None:
@@ -146,9 +147,8 @@ def main() -> None:
     tasks = {**TASKS, "flowers": tiny_flowers(), "flowers-mobilenet": mobile}
     every = float(os.environ.get("CHECKPOINT_EVERY", checkpoints.EVERY))
     with (
-        mock.patch("benchmarks.commands.TASKS", tasks),
-        mock.patch("testbed.teachers.TEACHERS", tiny_teachers()),
-        mock.patch("testbed.checkpoints.EVERY", every),
+        mock.patch("testbed.tasks.TASKS", tasks),
+        mock.patch("testbed.training.checkpoints.EVERY", every),
     ):
         serve(importlib.import_module(f"benchmarks.{name}").main)
 

@@ -18,9 +18,10 @@ from analysis import frames, report
 from benchmarks import jobs
 from optimizers import registry
 from optimizers.spec import Spec
-from testbed import batch, devices, groups, records
-from testbed.trial import Trial
-from tests.test_trial import TIMES, finish, trial_of
+from testbed import devices, records
+from testbed.training import batch, groups, loop
+from testbed.training.trial import Trial
+from tests.trials import TIMES, finish, trial_of
 
 SCORES = ("train_kl", "validation_kl", "test_kl")
 
@@ -39,7 +40,7 @@ FRAGILE = Spec("fragile", _fragile)
 
 
 def finish_batch(trials: list[Trial], out: Path, **options: Any) -> list[records.Record]:
-    for _ in batch.run_batch(trials, out, **options):
+    for _ in batch.iterate_batch(trials, out, **options):
         pass
     return [records.read(trial.record_path(out)) for trial in trials]
 
@@ -63,7 +64,7 @@ def together_and_alone(tiny, tmp_path_factory):
     """The records of a field, batched in both ways, and alone."""
     out, trials = tmp_path_factory.mktemp("field"), field(tiny)
     in_turn = finish_batch(trials, out / "in turn")
-    vectorized = finish_batch(trials, out / "vectorized", together=True)
+    vectorized = finish_batch(trials, out / "vectorized", vmapped=True)
     return in_turn, vectorized, [finish(trial, out / "alone") for trial in trials]
 
 
@@ -107,9 +108,9 @@ def test_batched_records_have_no_seconds_and_say_with_whom_they_ran(together_and
 
 def test_line_searches_are_not_vectorized_unless_asked(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(groups.jax, "default_backend", lambda: "gpu")
-    shapes = groups.compile_teach(tiny, "function_matching", 2)[1]
+    shapes = groups.compile_lessons(trial_of(tiny).problem, 2)[1]
     found, _ = groups.compile_groups([trial_of(tiny, "adam"), trial_of(tiny, "sgd_line_search")], shapes)
-    assert [group.vectorized for group in found] == [True, False]
+    assert [group.vmapped for group in found] == [True, False]
 
 
 def test_a_report_is_made_of_records_without_seconds(together_and_alone, tmp_path):
@@ -122,13 +123,13 @@ def test_a_report_is_made_of_records_without_seconds(together_and_alone, tmp_pat
     assert not list(tmp_path.glob("*by-train_seconds*"))
 
 
-@pytest.mark.parametrize("together", [False, True])
-def test_who_diverges_is_frozen_and_touches_no_neighbour(tiny, tmp_path, together):
+@pytest.mark.parametrize("vmapped", [False, True])
+def test_a_diverged_trial_is_frozen_and_touches_no_neighbour(tiny, tmp_path, vmapped):
     rates = (0.1, 7.0, 0.2, 9.0)
     trials = [trial_of(tiny, FRAGILE, learning_rate=rate) for rate in rates]
-    mixed = finish_batch(trials, tmp_path / "mixed", together=together)
+    mixed = finish_batch(trials, tmp_path / "mixed", vmapped=vmapped)
     assert [r.end["status"] for r in mixed] == ["finished", "diverged", "finished", "diverged"]
-    calm = finish_batch(trials[::2], tmp_path / "calm", together=together)
+    calm = finish_batch(trials[::2], tmp_path / "calm", vmapped=vmapped)
     for one, other in zip(mixed[::2], calm, strict=True):
         assert rows(one, ("batch",)) == rows(other, ("batch",))
     for record, trial in zip(mixed[1::2], trials[1::2], strict=True):
@@ -149,10 +150,10 @@ def test_an_interrupted_batch_ends_like_an_uninterrupted_one(tiny, tmp_path, mon
         trial_of(tiny, opt, learning_rate=r) for opt in ("adam", FRAGILE) for r in (0.01, 0.1, 9.0)
     ]
     whole = finish_batch(trials, tmp_path / "whole")
-    monkeypatch.setattr(batch, "DISPATCH", 0.0)  # a step at a time
+    monkeypatch.setattr(loop, "DISPATCH", 0.0)  # a step at a time
     out = tmp_path / "parts"
     for _ in range(2):
-        progress = batch.run_batch(trials, out)
+        progress = batch.iterate_batch(trials, out)
         for _ in range(7):
             next(progress)
         progress.close()
@@ -169,7 +170,7 @@ def test_a_checkpoint_is_not_used_on_records_that_others_wrote(tiny, tmp_path):
     trials = [trial_of(tiny, learning_rate=r) for r in (0.01, 0.1)]
     whole = finish_batch(trials, tmp_path / "whole")
     out = tmp_path / "parts"
-    progress = batch.run_batch(trials, out)
+    progress = batch.iterate_batch(trials, out)
     next(progress)
     progress.close()
     path = trials[0].record_path(out)
@@ -186,12 +187,12 @@ def test_what_is_finished_or_runs_elsewhere_is_left_alone(tiny, tmp_path):
     done, busy, left = (trial_of(tiny, learning_rate=r) for r in (0.01, 0.02, 0.03))
     before = finish(done, tmp_path).path.read_bytes()
     with records.lock(busy.record_path(tmp_path)):
-        for _ in batch.run_batch([done, busy, left], tmp_path):
+        for _ in batch.iterate_batch([done, busy, left], tmp_path):
             pass
         assert not busy.record_path(tmp_path).exists()
     assert done.record_path(tmp_path).read_bytes() == before
     assert records.read(left.record_path(tmp_path)).header["batch"]["size"] == 1
-    assert list(batch.run_batch([done, left], tmp_path)) == []
+    assert list(batch.iterate_batch([done, left], tmp_path)) == []
 
 
 def test_trials_that_branch_on_a_hyperparameter_run_alone_after_the_others(tiny, tmp_path):
@@ -210,7 +211,7 @@ def test_batches_share_all_that_lessons_depend_on(tiny):
     assert [len(b) for b in found] == [3, 1, 2]
     assert all(len({t.seed for t in b}) == 1 for b in found)
     with pytest.raises(ValueError, match="share their lessons"):
-        next(batch.run_batch(trials, Path("nowhere")))
+        next(batch.iterate_batch(trials, Path("nowhere")))
 
 
 def test_students_may_share_the_lessons_of_another_seed(tiny, tmp_path):
@@ -242,7 +243,7 @@ def test_a_batch_that_does_not_fit_asks_for_half(tiny, tmp_path, monkeypatch):
 
 def test_batches_are_halved_until_they_fit(tiny, tmp_path, monkeypatch, capsys):
     trials = [trial_of(tiny, learning_rate=r) for r in (0.01, 0.02, 0.03, 0.04, 0.05)]
-    _, lessons = groups.compile_teach(tiny, "function_matching", 4)
+    _, lessons = groups.compile_lessons(trial_of(tiny).problem, 4)
     found, _ = groups.compile_groups(trials[:3], lessons)
     monkeypatch.setattr(devices, "memory_for_batches", lambda: sum(groups.needs(found, lessons)))
     for _ in jobs._in_batches(trials, tmp_path, ""):
@@ -256,7 +257,7 @@ def test_a_batch_on_two_devices_equals_one_on_one(tiny, tmp_path):
     """Five trials in six places; Shampoo, which would divide its own work, sees one device."""
     code = (
         "import sys\nfrom pathlib import Path\nfrom tests import test_batch\n"
-        "from testbed import devices, compilation\ncompilation.enable_cache()\n"
+        "from testbed import devices, compilation_cache\ncompilation_cache.enable_cache()\n"
         "devices.use_cores(int(sys.argv[1]))\ndevices.use()\n"
         "assert devices.count() == int(sys.argv[1])\n"
         "test_batch.five_of_each(Path(sys.argv[2]))\n"

@@ -10,6 +10,7 @@ from flax.traverse_util import flatten_dict
 from jax import lax, random
 
 from testbed import teachers
+from testbed.data.arrays import InputSpec
 from testbed.errors import RequestError
 from testbed.models import bit, public
 from testbed.models.convolution import convolve, convolve_depthwise
@@ -120,7 +121,7 @@ def network(root="paper", classes=5, **values):
 
 
 def expected_shapes(model):
-    return teachers.shapes(model, SHAPE)
+    return teachers.shapes(model, InputSpec(SHAPE))
 
 
 def write(path, flat):
@@ -206,7 +207,7 @@ def test_kernels_of_another_shape_and_damaged_files_are_refused(tmp_path):
 
 
 def count(model):
-    return sum(leaf.size for leaf in jax.tree.leaves(teachers.shapes(model, (64, 64, 3))))
+    return sum(leaf.size for leaf in jax.tree.leaves(teachers.shapes(model, InputSpec((64, 64, 3)))))
 
 
 @pytest.mark.parametrize(
@@ -253,7 +254,7 @@ def test_bfloat16_computes_the_same_function_roughly_from_float32_parameters(mod
     exact, rough = (jax.jit(m.apply)({"params": params}, images) for m in (model, half))
     assert rough.dtype == jnp.float32
     assert 0 < np.max(np.abs(rough - exact)) < 0.1 * np.max(np.abs(exact))
-    shapes = teachers.shapes(half, SHAPE)
+    shapes = teachers.shapes(half, InputSpec(SHAPE))
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
     text = jax.jit(half.apply).lower({"params": params}, images).as_text()
     products = [line for line in text.splitlines() if "dot_general" in line or "convolution" in line]

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from testbed import places, records
+from testbed import paths, records
 from tests import stand_ins
-from tests.test_trial import without_times
+from tests.trials import without_times
 
 ROOT = Path(__file__).parents[1]
 STEPS = 20
@@ -30,7 +30,7 @@ COUNTED = [f"{part}_{what}" for part in ("validation", "test") for what in ("agr
 def launch(true_formats):
     """Starts run.py on the stand-ins; their programs are compiled once for all tests of this file."""
     folder = true_formats
-    compiled = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(places.cache("xla"))
+    compiled = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(paths.cache("xla"))
     known = {
         "TFDS_DATA_DIR": str(folder / "data"),
         "FUNMATCH_CHECKPOINTS": str(folder / "checkpoints"),

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from testbed import records
-from tests.test_trial import without_times
+from tests.trials import without_times
 
 RUN = [sys.executable, "benchmarks/run.py", "--opt", "shampoo"]
 ROOT = Path(__file__).parents[1]

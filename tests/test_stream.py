@@ -1,4 +1,4 @@
-"""Data sets in TFDS's format: what is read, in which order, and how it is examined."""
+"""Data sets in TFDS's format: what is read, in which order, and how students are evaluated on it."""
 
 import dataclasses
 import json
@@ -10,19 +10,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks.commands import make_trial
 from optimizers import registry
-from testbed import matching, records, streamed, teachers, views
-from testbed.batch import run_batch
-from testbed.data import crops, stream
-from testbed.data.stored import stored
+from testbed import records, teachers
+from testbed.data import crops, loader, tfds, views
+from testbed.data.disk_cache import stored
 from testbed.errors import RequestError
-from testbed.lessons import PROTOCOLS
 from testbed.models.mlp import MLP
+from testbed.problem import distances, evaluation
+from testbed.problem.lessons import make_lesson, teacher_logits
+from testbed.problem.problem import open_problem
+from testbed.problem.protocols import PROTOCOLS
 from testbed.tasks import LESSONS, TASKS, lessons_from
-from testbed.world import make_lesson, teach_all
+from testbed.training.batch import iterate_batch
 from tests import stand_ins
-from tests.test_trial import finish
+from tests.trials import finish, trial_of
 
 PAPER = [name for name, task in TASKS.items() if task.streamed]
 
@@ -32,7 +33,6 @@ def places(true_formats, monkeypatch, tmp_path):
     monkeypatch.setenv("TFDS_DATA_DIR", str(true_formats / "data"))
     monkeypatch.setenv("FUNMATCH_CHECKPOINTS", str(true_formats / "checkpoints"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(teachers, "TEACHERS", stand_ins.tiny_teachers())
     teachers.load.cache_clear()
     return true_formats
 
@@ -44,11 +44,11 @@ def task(places):
 
 def some_crops(images, batch_size=8, rows=None, seed=5, second=False):
     rows = np.arange(batch_size) if rows is None else rows
-    return stream.TrainingCrops(images, seed, batch_size, rows, 32, second=second)
+    return loader.TrainingCrops(images, seed, batch_size, rows, 32, second=second)
 
 
 def take(n, source, batch_size=8, **options):
-    return [b for b, _ in zip(stream.batches(source, batch_size, **options), range(n), strict=False)]
+    return [b for b, _ in zip(loader.batches(source, batch_size, **options), range(n), strict=False)]
 
 
 def assert_same(ones, others):
@@ -60,7 +60,7 @@ def assert_same(ones, others):
 
 
 def test_what_is_read_is_what_was_written(task):
-    opened = task.load()
+    opened = task.source()
     for part, split in (("training", "train"), ("validation", "validation"), ("test", "test")):
         images = getattr(opened, part)
         assert len(images) == stand_ins.SPLITS[split]
@@ -71,29 +71,29 @@ def test_what_is_read_is_what_was_written(task):
 
 
 def test_batches_are_the_same_from_any_start_with_any_number_of_workers(task):
-    images = task.load().training
+    images = task.source().training
     whole = take(6, some_crops(images, second=True))
     assert_same(take(4, some_crops(images, second=True), start=2), whole[2:])
     assert_same(take(3, some_crops(images, second=True), start=3, workers=2), whole[3:])
     assert any(
-        np.any(w["images"] != o["images"])
+        np.any(w["inputs"] != o["inputs"])
         for w, o in zip(whole, take(6, some_crops(images, seed=6)), strict=True)
     )
 
 
 def test_an_epoch_sees_every_image_once_and_its_crops_never_repeat(task):
-    images = task.load().training
+    images = task.source().training
     n = len(images)
     seen = take(9, some_crops(images))  # three epochs of 24
     index = np.concatenate([batch["index"] for batch in seen]).reshape(3, n)
     np.testing.assert_array_equal(np.sort(index), np.tile(np.arange(n), (3, 1)))
     assert len({tuple(epoch) for epoch in index}) == 3
-    pixels = np.concatenate([batch["images"] for batch in seen])
+    pixels = np.concatenate([batch["inputs"] for batch in seen])
     assert len({image.tobytes() for image in pixels}) == 3 * n
 
 
 def test_hosts_read_their_rows_and_together_the_batch(task):
-    images = task.load().training
+    images = task.source().training
     (whole,) = take(1, some_crops(images))
     parts = [
         take(1, some_crops(images, rows=np.arange(4 * host, 4 * host + 4)), batch_size=4)[0]
@@ -104,9 +104,9 @@ def test_hosts_read_their_rows_and_together_the_batch(task):
 
 
 def test_decoded_images_are_the_encoded_ones(task):
-    opened = task.load()
-    decoded = stream.in_memory(opened.training, opened.sha256)
-    assert isinstance(decoded, stream.Decoded)
+    opened = task.source()
+    decoded = tfds.in_memory(opened.training, opened.sha256)
+    assert isinstance(decoded, tfds.Decoded)
     for i in range(len(decoded)):
         np.testing.assert_array_equal(decoded[i].image, opened.training[i].image)
         assert decoded[i].label == opened.training[i].label
@@ -114,9 +114,9 @@ def test_decoded_images_are_the_encoded_ones(task):
 
 
 def test_images_that_do_not_fit_are_not_kept(task, monkeypatch):
-    monkeypatch.setattr(stream, "_available_memory", lambda: 1_000_000)
-    opened = task.load()
-    assert stream.in_memory(opened.training, opened.sha256) is opened.training
+    monkeypatch.setattr(tfds, "_available_memory", lambda: 1_000_000)
+    opened = task.source()
+    assert tfds.in_memory(opened.training, opened.sha256) is opened.training
 
 
 def test_stored_arrays_are_computed_once_and_again_where_damaged(monkeypatch, tmp_path):
@@ -147,7 +147,7 @@ def test_stored_arrays_are_computed_once_and_again_where_damaged(monkeypatch, tm
 def test_a_data_set_that_is_not_there_is_told_with_the_way_to_get_it(task, monkeypatch, tmp_path):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     with pytest.raises(RequestError) as caught:
-        task.load()
+        task.source()
     for part in ("oxford_flowers102", str(tmp_path), "tfds build oxford_flowers102", "array_record"):
         assert part in str(caught.value)
 
@@ -160,7 +160,7 @@ def test_a_data_set_in_another_format_is_refused(task, monkeypatch, true_formats
     path.write_text(json.dumps({**info, "fileFormat": "tfrecord"}))
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "data"))
     with pytest.raises(RequestError, match="tfrecord, not array_record"):
-        task.load()
+        task.source()
 
 
 def test_a_damaged_description_of_a_data_set_is_told(task, monkeypatch, true_formats, tmp_path):
@@ -171,25 +171,25 @@ def test_a_damaged_description_of_a_data_set_is_told(task, monkeypatch, true_for
     with pytest.raises(
         RequestError, match=r"dataset_info.json cannot be read .* build it with"
     ) as caught:
-        task.load()
+        task.source()
     assert "\n" not in str(caught.value)
 
 
 def test_a_number_of_workers_that_is_none_is_told(monkeypatch):
     monkeypatch.setenv("FUNMATCH_WORKERS", "x")
     with pytest.raises(RequestError, match="FUNMATCH_WORKERS=x: must be a whole number"):
-        streamed.workers()
+        loader.workers()
 
 
 def test_a_checkpoint_that_is_not_there_is_told_with_its_address(task, monkeypatch, tmp_path):
     monkeypatch.setenv("FUNMATCH_CHECKPOINTS", str(tmp_path))
     with pytest.raises(RequestError) as caught:
-        make_trial(task, "labels", registry.find("adam"), 4, 0, {}).identity()
+        trial_of(task, "adam", "labels").identity()
     assert f"no R152x2_T_flowers128.npz in {tmp_path}" in str(caught.value)
     assert "https://storage.googleapis.com/bit_models/distill/R152x2_T_flowers128" in str(caught.value)
 
 
-# Courses
+# Problems
 
 
 def central(task, images):
@@ -202,44 +202,43 @@ def central(task, images):
 
 
 def test_each_protocol_gets_of_the_stream_what_it_asks_for(task):
-    opened, params = task.load(), (teachers.load("R152x2-flowers").params,)
+    opened, params = task.source(), (teachers.load(stand_ins.TEACHER).params,)
     pixels, _ = central(task, opened.training)
     for protocol in PROTOCOLS:
-        course = streamed.load_course(task, protocol)
-        (world, served), (_, later) = (
-            next(worlds) for worlds in [course.worlds(0, 4)] for _ in range(2)
-        )
+        source = open_problem(task, protocol).source
+        batches = source.batches(0, 4)
+        (data, served), (_, later) = next(batches), next(batches)
         assert (served, later) == (5, 6)
-        assert (world.second is None) == (protocol != "independent_noise")
-        assert (world.central_logits is None) == (protocol != "fixed_teacher")
-        shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), world)
-        assert shapes == jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), course.world)
+        assert (data.second is None) == (protocol != "independent_noise")
+        assert (data.central_logits is None) == (protocol != "fixed_teacher")
+        shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), data)
+        assert shapes == jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), source.data)
         (batch,) = take(
             1,
-            stream.TrainingCrops(opened.training, 0, 8, np.arange(8), task.stream().size, second=True),
+            loader.TrainingCrops(opened.training, 0, 8, np.arange(8), task.stream().size, second=True),
             start=4,
         )
-        np.testing.assert_array_equal(world.images, batch["images"])
-        if world.second is not None:
-            np.testing.assert_array_equal(world.second, batch["second"])
-        if world.central_logits is not None:
+        np.testing.assert_array_equal(data.inputs, batch["inputs"])
+        if data.second is not None:
+            np.testing.assert_array_equal(data.second, batch["second"])
+        if data.central_logits is not None:
             seen = views.value_range(jnp.asarray(pixels[batch["index"]]))
-            logits = jnp.moveaxis(jax.jit(lambda p, x: teach_all(task, p, x))(params, seen), 0, 1)
-            np.testing.assert_allclose(world.central_logits, logits, rtol=1e-4, atol=1e-4)
+            logits = jnp.moveaxis(jax.jit(lambda p, x: teacher_logits(task, p, x))(params, seen), 0, 1)
+            np.testing.assert_allclose(data.central_logits, logits, rtol=1e-4, atol=1e-4)
 
 
 def test_a_batched_trial_of_a_stream_is_the_trial_alone(task, tmp_path):
     """Interrupted too, so that the stream goes on in the middle; whatever the student's architecture."""
     task = dataclasses.replace(task, student=MLP(widths=(16,), classes=102))
     trial, other = (
-        make_trial(task, "function_matching", registry.find("sgd"), 4, 0, {"learning_rate": rate})
+        trial_of(task, "sgd", steps=4, learning_rate=rate)
         for rate in (1.0, 3.0)  # so large that one wrong batch shows
     )
-    progress = run_batch([other, trial], tmp_path / "batched")
+    progress = iterate_batch([other, trial], tmp_path / "batched")
     next(progress)
     next(progress)
     progress.close()
-    for _ in run_batch([other, trial], tmp_path / "batched"):
+    for _ in iterate_batch([other, trial], tmp_path / "batched"):
         pass
     alone = finish(trial, tmp_path / "alone")
     batched = records.read(trial.record_path(tmp_path / "batched"))
@@ -251,9 +250,9 @@ def test_a_batched_trial_of_a_stream_is_the_trial_alone(task, tmp_path):
 
 def test_evaluation_counts_every_example_once(task):
     """7 and 13 images in batches of 8: the scores are the plain means over 7 and 13."""
-    course = streamed.load_course(task, "function_matching")
-    teacher = teachers.load("R152x2-flowers").params
-    other = stand_ins.noisy_params(stand_ins.TINY, task.stream().image_shape, seed=1)
+    problem = open_problem(task)
+    teacher = teachers.load(stand_ins.TEACHER).params
+    other = stand_ins.noisy_params(stand_ins.TINY, task.stream().inputs.shape, seed=1)
     # Near enough to the teacher to agree with it: an image counted twice makes more than 1.
     student = jax.tree.map(lambda t, o: np.asarray(0.7 * t + 0.3 * o), teacher, other)
 
@@ -261,13 +260,13 @@ def test_evaluation_counts_every_example_once(task):
         return stand_ins.TINY.apply({"params": params}, images)
 
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), student)
-    scores = course.make_examine(apply, shapes)(student)
+    scores = problem.compile_evaluate(apply, shapes)(student)
     parts = ("validation", "test")
-    pixels, labels = zip(*(central(task, getattr(task.load(), part)) for part in parts), strict=True)
-    key = jax.random.key(streamed.EXAM_SEED)
-    shown = jax.jit(lambda *given: make_lesson(task, "function_matching", *given).images)
-    worlds = course.worlds(streamed.EXAM_SEED, 0)
-    lessons = [shown(next(worlds)[0], key, i) for i in range(2)]
+    pixels, labels = zip(*(central(task, getattr(task.source(), part)) for part in parts), strict=True)
+    key = jax.random.key(evaluation.SEED)
+    shown = jax.jit(lambda *given: make_lesson(task, "function_matching", *given).inputs)
+    batches = problem.source.batches(evaluation.SEED, 0)
+    lessons = [shown(next(batches)[0], key, i) for i in range(2)]
     # One program for all images, student and teacher.
     images = np.concatenate([*(views.value_range(jnp.asarray(p)) for p in pixels), *lessons])
     compiled, ends = jax.jit(apply), np.cumsum([7, 13, 8])
@@ -275,15 +274,15 @@ def test_evaluation_counts_every_example_once(task):
     *theirs, their_first, their_second = np.split(np.asarray(compiled(teacher, images)), ends)
     for part, our, their, of_part in zip(parts, ours, theirs, labels, strict=True):
         expected = {
-            "kl": matching.kl(their, our),
-            "agreement": matching.agreement(their, our),
-            "accuracy": matching.accuracy(jnp.asarray(of_part), our),
+            "kl": distances.kl(their, our),
+            "agreement": distances.agreement(their, our),
+            "accuracy": distances.accuracy(jnp.asarray(of_part), our),
         }
         for name, values in expected.items():
             assert len(values) == len(of_part)
             assert scores[f"{part}_{name}"] == pytest.approx(float(jnp.mean(values)), rel=1e-4)
         assert scores[f"{part}_central_agreement"] == scores[f"{part}_agreement"]
-    kl = [matching.kl(their_first, our_first).mean(), matching.kl(their_second, our_second).mean()]
+    kl = [distances.kl(their_first, our_first).mean(), distances.kl(their_second, our_second).mean()]
     assert scores["train_kl"] == pytest.approx(float(np.mean(kl)), rel=1e-4)
 
 
@@ -293,8 +292,8 @@ def test_evaluation_counts_every_example_once(task):
 @pytest.mark.parametrize("name", PAPER)
 def test_students_and_teachers_of_the_papers_tasks_fit_their_images(name):
     task = TASKS[name]
-    images = jax.ShapeDtypeStruct((2, *task.stream().image_shape), jnp.float32)
-    for network in (task.student, *(teachers.TEACHERS[t].network for t in task.teachers)):
+    images = jax.ShapeDtypeStruct((2, *task.stream().inputs.shape), jnp.float32)
+    for network in (task.student, *(teacher.network for teacher in task.teachers)):
         logits, _ = jax.eval_shape(network.init_with_output, jax.random.key(0), images)
         assert logits.shape == (2, task.stream().classes)
     assert task.batch_size in (512, 4096)
@@ -324,31 +323,31 @@ def test_horizons_are_the_papers_epochs_and_recipes_are_adams(name):
         assert task.at(horizon).temperature == task.published[horizon].temperature
 
 
-def test_lessons_from_other_data_keep_teacher_and_examination(places, monkeypatch):
+def test_lessons_from_other_data_keep_teacher_and_evaluation(places, monkeypatch):
     """The validation images stand in for the other data set."""
     task = stand_ins.tiny_flowers()
     other = dataclasses.replace(task.stream(), training="validation")
     monkeypatch.setattr("testbed.tasks.LESSONS", MappingProxyType({"elsewhere": other}))
     moved = lessons_from(task, "elsewhere")
     assert moved.name == "flowers-from-elsewhere"
-    assert len(moved.load().training) == stand_ins.SPLITS["validation"]
-    assert len(moved.load().validation) == stand_ins.SPLITS["validation"]
-    assert moved.load().sha256 != task.load().sha256
+    assert len(moved.source().training) == stand_ins.SPLITS["validation"]
+    assert len(moved.source().validation) == stand_ins.SPLITS["validation"]
+    assert moved.source().sha256 != task.source().sha256
     with pytest.raises(RequestError, match="--protocol labels"):
-        make_trial(moved, "labels", registry.find("adam"), 4, 0, {})
+        open_problem(moved, "labels")
 
 
 def test_lessons_of_another_form_are_refused():
-    with pytest.raises(RequestError, match="it can have photographs"):
+    with pytest.raises(RequestError, match="choose one of photographs"):
         lessons_from(TASKS["digits"], "flowers")
-    with pytest.raises(RequestError, match="it can have flowers, pets"):
+    with pytest.raises(RequestError, match="choose one of flowers, pets"):
         lessons_from(TASKS["pets"], "photographs")
     assert set(LESSONS) == {"photographs", "flowers", "pets", "food", "sun", "imagenet"}
 
 
 def test_photographs_have_the_form_of_digits_and_are_none():
     own, other = TASKS["digits"].arrays(), TASKS["digits-other"].arrays()
-    assert other.training.images.shape == own.training.images.shape
-    assert (other.training.images.min(), other.training.images.max()) == (-1, 1)
+    assert other.training.inputs.shape == own.training.inputs.shape
+    assert (other.training.inputs.min(), other.training.inputs.max()) == (-1, 1)
     assert other.validation is own.validation
-    assert len({image.tobytes() for image in other.training.images}) == len(own.training.images)
+    assert len({image.tobytes() for image in other.training.inputs}) == len(own.training.inputs)

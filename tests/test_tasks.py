@@ -1,4 +1,4 @@
-"""Data, teachers, students, examination: what makes a task."""
+"""Data, teachers, students, evaluation: what makes a task."""
 
 import dataclasses
 import functools
@@ -12,15 +12,17 @@ import pytest
 from jax import random
 from sklearn.datasets import load_digits
 
-from testbed import resident, teachers, world
-from testbed import trial as loop
+from testbed import teachers
 from testbed.data import digits
 from testbed.errors import RequestError
-from testbed.examination import examine
+from testbed.problem.evaluation import evaluate
+from testbed.problem.problem import open_problem
 from testbed.tasks import TASKS
+from testbed.teachers import TEACHERS
+from testbed.training import loop
 
 EMBEDDED = [name for name, task in TASKS.items() if not task.streamed]
-SHIPPED = [name for name, entry in teachers.TEACHERS.items() if not entry.public]
+SHIPPED = [name for name, teacher in TEACHERS.items() if not teacher.public]
 
 
 def test_the_split_is_stratified_disjoint_and_depends_on_images_alone():
@@ -49,12 +51,12 @@ def test_changed_images_are_refused(monkeypatch):
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_teachers_are_as_good_as_their_cards_say(name):
-    teacher, test = teachers.load(name), digits.load().test
-    logits = teacher.network.apply({"params": teacher.params}, test.images)
+    weights, test = teachers.load(TEACHERS[name]), digits.load().test
+    logits = TEACHERS[name].logits(weights.params, test.inputs, "float32")
     accuracy = np.mean(np.argmax(logits, -1) == test.labels)
     assert accuracy >= 0.98
-    assert accuracy == pytest.approx(teacher.card["test_accuracy"], abs=1e-6)
-    assert teacher.card["parameters"] == sum(p.size for p in jax.tree.leaves(teacher.params))
+    assert accuracy == pytest.approx(weights.card["test_accuracy"], abs=1e-6)
+    assert weights.card["parameters"] == sum(p.size for p in jax.tree.leaves(weights.params))
 
 
 @pytest.fixture
@@ -69,17 +71,17 @@ def test_a_teacher_with_one_flipped_bit_is_refused(copy):
     content[len(content) // 2] ^= 1
     (copy / "digits-a.npz").write_bytes(content)
     with pytest.raises(RequestError, match="the file is damaged"):
-        teachers.load("digits-a", copy)
+        teachers.load(TEACHERS["digits-a"], copy)
 
 
 def test_a_teacher_that_does_not_fit_or_is_missing_is_refused(copy):
-    teacher = teachers.load("digits-a")
+    teacher = teachers.load(TEACHERS["digits-a"])
     smaller = {**teacher.params, "head": {k: v[..., :9] for k, v in teacher.params["head"].items()}}
     with pytest.raises(RequestError, match="its classifier has 9 classes, the network 10"):
-        teachers.save("digits-a", smaller, {"image_shape": [8, 8, 1]}, copy)
+        teachers.save(TEACHERS["digits-a"], smaller, {"image_shape": [8, 8, 1]}, copy)
     (copy / "digits-a.npz").unlink()
     with pytest.raises(RequestError, match="cannot be read"):
-        teachers.load("digits-a", copy / "elsewhere")
+        teachers.load(TEACHERS["digits-a"], copy / "elsewhere")
 
 
 def test_a_pickle_in_a_teachers_place_is_not_loaded(copy):
@@ -90,13 +92,13 @@ def test_a_pickle_in_a_teachers_place_is_not_loaded(copy):
     card["sha256"] = hashlib.sha256((copy / "digits-a.npz").read_bytes()).hexdigest()
     (copy / "digits-a.json").write_text(json.dumps(card))
     with pytest.raises((RequestError, ValueError)):
-        teachers.load("digits-a", copy)
+        teachers.load(TEACHERS["digits-a"], copy)
 
 
 @pytest.mark.parametrize("name", EMBEDDED)
 def test_students_start_at_the_uniform_distribution(name):
     task = TASKS[name]
-    images = jnp.asarray(task.load().training.images[:4])
+    images = jnp.asarray(task.source().training.inputs[:4])
     params = task.student.init(random.key(0), images)["params"]
     assert isinstance(params, dict)
     logits = task.student.apply({"params": params}, images)
@@ -115,40 +117,38 @@ def test_horizons_are_1_4_16_and_the_card_is_complete(name):
 @pytest.mark.parametrize("total", [1, 7, 50, 1000, 4000, 16_000, 1_992_188])
 def test_measurements_are_from_10_to_100_beside_the_first(total):
     task = TASKS["digits"]
-    steps = loop.measured_steps(task, total)
+    steps = loop.due_steps(task, total)
     assert (steps[0], steps[-1]) == (0, total)
     assert len(set(steps)) == len(steps)
     assert min(total, 10) <= len(steps) - 1 <= 100
-    assert loop.measured_steps(task, 1000)[:3] == [0, 40, 80]
+    assert loop.due_steps(task, 1000)[:3] == [0, 40, 80]
 
 
 def test_the_protocol_is_pinned():
-    """Whoever changes what a lesson is raises Task.version, and with that every run_id.
+    """A change of what a lesson is raises Task.version, and with that every run_id.
 
     The teacher's logits of a step sum up all that led to them: order, crop, mixup, teacher.
     """
     task = TASKS["digits"]
-    lesson = world.make_lesson(
-        task, "function_matching", resident.load_world(task), world.make_keys(0).lessons, jnp.int32(5)
-    )
+    lesson = open_problem(task).lesson(0, 5)
     assert task.version == 1
-    pins = [float(jnp.mean(lesson.images)), float(jnp.mean(jnp.abs(lesson.logits)))]
+    pins = [float(jnp.mean(lesson.inputs)), float(jnp.mean(jnp.abs(lesson.logits)))]
     np.testing.assert_allclose(pins, PINS, rtol=1e-4)
 
 
 PINS = [-0.38741, 1.785766]
 
 
-def test_the_examination_of_the_teacher_itself_is_perfect():
-    """Examined as a student, the teacher agrees with itself everywhere: KL 0, agreement 1."""
-    task = dataclasses.replace(TASKS["digits"], batch_size=16, views_per_image=2)
-    teacher = teachers.load("digits-a")
-    exam = resident.load_exam(task, "function_matching")
+def test_the_evaluation_of_the_teacher_itself_is_perfect():
+    """Evaluated as a student, the teacher agrees with itself everywhere: KL 0, agreement 1."""
+    task = dataclasses.replace(TASKS["digits"], batch_size=16, views_per_input=2)
+    teacher = teachers.load(TEACHERS["digits-a"])
 
-    def student(params, images):
-        return teacher.network.apply({"params": params}, images)
+    def student(params, inputs):
+        return TEACHERS["digits-a"].logits(params, inputs, "float32")
 
-    scores = jax.jit(functools.partial(examine, student))(teacher.params, exam)
+    measure = jax.jit(functools.partial(evaluate, task, student))
+    scores = measure(teacher.params, open_problem(task).eval_data)
     for part in ("validation", "test"):
         assert scores[f"{part}_kl"] == pytest.approx(0, abs=1e-5)
         assert scores[f"{part}_agreement"] == scores[f"{part}_central_agreement"] == 1
@@ -157,7 +157,7 @@ def test_the_examination_of_the_teacher_itself_is_perfect():
 
 
 def test_held_out_views_are_the_same_under_every_protocol():
-    task = dataclasses.replace(TASKS["digits"], batch_size=16, views_per_image=2)
-    one, other = (resident.load_exam(task, name) for name in ("function_matching", "labels"))
-    jax.tree.map(np.testing.assert_array_equal, one[1:], other[1:])
-    assert len(one.validation.views) == 2 * 377
+    task = dataclasses.replace(TASKS["digits"], batch_size=16, views_per_input=2)
+    one, other = (open_problem(task, name).eval_data for name in ("function_matching", "labels"))
+    jax.tree.map(np.testing.assert_array_equal, one.held_out, other.held_out)
+    assert len(one.held_out["validation"].views.inputs) == 2 * 377

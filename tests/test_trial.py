@@ -3,7 +3,6 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,46 +11,33 @@ import optax
 import pytest
 from jax import random
 
-from benchmarks.commands import make_trial
 from optimizers import registry
 from optimizers.spec import Spec
-from testbed import clock, records, resident, world
-from testbed import trial as loop
+from testbed import records
 from testbed.errors import RequestError
-from testbed.lessons import PROTOCOLS
+from testbed.problem.lessons import epoch_order, teacher_logits
+from testbed.problem.problem import fitting, open_problem
+from testbed.problem.protocols import PROTOCOLS
 from testbed.tasks import TASKS
-from testbed.trial import Trial, run
+from testbed.training import clock, loop
+from testbed.training.trial import iterate
+from tests.trials import STEPS, changed, finish, trial_of, without_times
 
-STEPS = 40
 EMBEDDED = [name for name, task in TASKS.items() if not task.streamed]
-TIMES = ("train_seconds", "started_at", "compilation_cache", "command", "ledger", "resumed")
-
-
-def trial_of(task, spec: Spec | str = "adam", protocol="function_matching", seed=0, **hp) -> Trial:
-    spec = registry.find(spec) if isinstance(spec, str) else spec
-    return make_trial(task, protocol, spec, STEPS, seed, hp)
-
-
-def finish(trial: Trial, out: Path) -> records.Record:
-    for _ in run(trial, out):
-        pass
-    return records.read(trial.record_path(out))
-
-
-def without_times(record: records.Record) -> list[dict[str, Any]]:
-    rows = [record.header, *record.measurements, record.end]
-    return [{k: v for k, v in row.items() if k not in TIMES} for row in rows if row]
 
 
 @pytest.mark.parametrize("protocol", list(PROTOCOLS))
 @pytest.mark.parametrize("name", EMBEDDED)
 def test_lessons_and_first_weights_depend_on_task_and_seed_alone(name, protocol):
     task = dataclasses.replace(TASKS[name], batch_size=8)
-    images = resident.load_world(task)
-    lesson = jax.jit(lambda key, step: world.make_lesson(task, protocol, images, key, step))
-    one, other, again = (lesson(world.make_keys(seed).lessons, jnp.int32(3)) for seed in (5, 6, 5))
+    if protocol not in fitting(task):
+        with pytest.raises(RequestError, match=f"--protocol {protocol}: not for {name}"):
+            open_problem(task, protocol)
+        return
+    problem = open_problem(task, protocol)
+    one, other, again = (problem.lesson(seed, 3) for seed in (5, 6, 5))
     jax.tree.map(np.testing.assert_array_equal, one, again)
-    assert np.any(np.asarray(one.images) != other.images)
+    assert np.any(np.asarray(one.inputs) != other.inputs)
 
 
 def test_two_optimizers_at_one_seed_see_bit_identical_lessons(tiny, out):
@@ -83,14 +69,14 @@ def test_two_optimizers_at_one_seed_see_bit_identical_lessons(tiny, out):
 def test_an_epoch_sees_every_image_once():
     n, batch = 10, 4
     key = random.key(0)
-    order = np.concatenate([world.epoch_order(key, jnp.int32(i), batch, n) for i in range(10)])
+    order = np.concatenate([epoch_order(key, jnp.int32(i), batch, n) for i in range(10)])
     epochs = order.reshape(4, n)
     np.testing.assert_array_equal(np.sort(epochs), np.tile(np.arange(n), (4, 1)))
     assert len({tuple(epoch) for epoch in epochs}) == 4
 
 
 def test_batches_larger_than_the_data_set_are_whole_epochs():
-    order = np.asarray(world.epoch_order(random.key(0), jnp.int32(1), 25, 10))
+    order = np.asarray(epoch_order(random.key(0), jnp.int32(1), 25, 10))
     # Step 1 covers positions 25 to 49: the second half of epoch 2, then epochs 3 and 4.
     np.testing.assert_array_equal(np.sort(order[5:].reshape(2, 10)), np.tile(np.arange(10), (2, 1)))
 
@@ -107,7 +93,7 @@ def test_resumed_equals_uninterrupted(tiny, tmp_path, monkeypatch, opt, interrup
     monkeypatch.setattr(loop, "DISPATCH", 0.0)  # one step per dispatch: other pieces, the same bits
     trial, out = trial_of(tiny, opt), tmp_path / "parts"
     for _ in range(2):
-        progress = run(trial, out)
+        progress = iterate(trial, out)
         for _ in range(interrupted_at):
             next(progress)
         progress.close()
@@ -124,7 +110,7 @@ def test_a_measurement_after_the_checkpoint_is_made_again(tiny, tmp_path):
     """Killed between a measurement and the next checkpoint, with half a line written."""
     whole = finish(trial_of(tiny), tmp_path / "whole")
     trial, out = trial_of(tiny), tmp_path / "killed"
-    progress = run(trial, out)
+    progress = iterate(trial, out)
     next(progress)
     progress.close()
     path = trial.record_path(out)
@@ -136,7 +122,7 @@ def test_a_measurement_after_the_checkpoint_is_made_again(tiny, tmp_path):
 def test_a_damaged_checkpoint_means_starting_over(tiny, tmp_path):
     whole = finish(trial_of(tiny), tmp_path / "whole")
     trial, out = trial_of(tiny), tmp_path / "damaged"
-    progress = run(trial, out)
+    progress = iterate(trial, out)
     next(progress)
     progress.close()
     (metadata,) = out.rglob("*.checkpoint/*/meta/metadata")
@@ -149,19 +135,18 @@ def test_a_damaged_checkpoint_means_starting_over(tiny, tmp_path):
 def test_a_finished_trial_is_not_run_again_but_for_fresh(tiny, out):
     record = finish(trial_of(tiny), out)
     before = record.path.read_bytes()
-    assert list(run(trial_of(tiny), out)) == []
+    assert list(iterate(trial_of(tiny), out)) == []
     assert record.path.read_bytes() == before
-    for _ in run(trial_of(tiny), out, fresh=True):
-        pass
+    finish(trial_of(tiny), out, fresh=True)
     assert records.read(record.path).header["started_at"] >= record.header["started_at"]
     assert record.path.read_bytes() != before
 
 
 def test_a_trial_belongs_to_one_process_at_a_time(tiny, out):
-    progress = run(trial_of(tiny), out)
+    progress = iterate(trial_of(tiny), out)
     next(progress)
     with pytest.raises(RequestError, match="another process"):
-        next(run(trial_of(tiny), out))
+        next(iterate(trial_of(tiny), out))
     progress.close()
 
 
@@ -188,7 +173,7 @@ def test_record_format(tiny, out):
     assert scores | {"step", "epoch", "train_seconds"} <= set(record.measurements[0])
     assert record.header["student"]["parameters"] == 64 * 16 + 16 + 16 * 10 + 10
     # A fresh student is uniform: its accuracy is that of always choosing class 0.
-    labels = tiny.load().validation.labels
+    labels = tiny.source().validation.labels
     assert record.measurements[0]["validation_accuracy"] == pytest.approx(np.mean(labels == 0))
     assert record.path == out / "tiny" / "adam" / f"{record.header['run_id']}.jsonl"
 
@@ -201,9 +186,17 @@ def test_run_id_depends_on_all_that_determines_the_trial(tiny):
         trial_of(tiny, "sgd"),
         trial_of(tiny, learning_rate=0.5),
         dataclasses.replace(base, total_steps=STEPS + 1),
-        dataclasses.replace(base, task=dataclasses.replace(tiny, temperature=7.0)),
-        dataclasses.replace(base, task=dataclasses.replace(tiny, version=2)),
-        dataclasses.replace(base, task=dataclasses.replace(tiny, student=TASKS["digits"].student)),
+        *(
+            dataclasses.replace(base, problem=changed(base.problem, **change))
+            for change in (
+                {"temperature": 7.0},
+                {"version": 2},
+                {"student": TASKS["digits"].student},
+                {"mix": None},
+                {"augment": dataclasses.replace(tiny.augment, rotation=6.0)},
+                {"sha256": "of a file"},
+            )
+        ),
     ]
     paths = {trial.record_path(Path()) for trial in [base, *others]}
     assert len(paths) == len(others) + 1
@@ -255,7 +248,7 @@ def test_optimizers_receive_optaxs_extra_arguments(tiny, out):
     assert len(set(keys)) == STEPS, "a fresh key at every step"
 
 
-def test_eval_params_is_what_is_examined(tiny, out):
+def test_eval_params_is_what_is_evaluated(tiny, out):
     """A student evaluated at zero is uniform however well it was trained."""
     spec = dataclasses.replace(
         registry.find("adam"),
@@ -310,10 +303,9 @@ def test_an_optimizer_that_fails_begins_no_record(tiny, out, update, message):
 
 def test_ensembles_are_matched_by_their_average(out):
     """The KL that is reported can reach zero: it is that to the average of the teachers."""
-    task = dataclasses.replace(TASKS["digits-ensemble"], batch_size=8, views_per_image=1)
-    images = resident.load_world(task)
-    exam = resident.load_exam(task, "function_matching")
-    average = exam.validation.view_logits
-    teach = jax.jit(lambda params, views: world.teach_all(task, params, views))
-    each = teach(images.teachers, exam.validation.views)
+    task = dataclasses.replace(TASKS["digits-ensemble"], batch_size=8, views_per_input=1)
+    source = open_problem(task).source
+    views = source.held_out()["validation"].views
+    average = views.logits
+    each = jax.jit(lambda params, x: teacher_logits(task, params, x))(source.data.teachers, views.inputs)
     np.testing.assert_allclose(jax.nn.softmax(average), np.mean(jax.nn.softmax(each), axis=0), atol=1e-5)

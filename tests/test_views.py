@@ -8,9 +8,9 @@ import scipy.ndimage
 import scipy.stats
 from jax import random
 
-from testbed import views
+from testbed.data import views
+from testbed.data.views import AffineCrop
 from testbed.tasks import TASKS
-from testbed.views import AffineCrop
 
 WIDE = AffineCrop(rotation=30.0, zoom=(0.5, 1.5), stretch=1.5, shift=0.2, fill=-1.0)
 STILL = AffineCrop(rotation=0.0, zoom=(1.0, 1.0), stretch=1.0, shift=0.0, fill=-1.0)
@@ -78,7 +78,7 @@ def test_outside_is_filled(images):
 
 
 def test_views_are_functions_of_the_key(images):
-    crop = TASKS["digits"].crop
+    crop = TASKS["digits"].augment
     np.testing.assert_array_equal(crop(random.key(0), images), crop(random.key(0), images))
     assert np.any(np.asarray(crop(random.key(0), images)) != crop(random.key(1), images))
 

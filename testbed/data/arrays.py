@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.typing import DTypeLike
-from numpy.typing import NDArray
 
 
 class InputSpec(NamedTuple):
@@ -23,8 +22,8 @@ class InputSpec(NamedTuple):
 class Part(NamedTuple):
     """A part of a data set."""
 
-    inputs: NDArray[Any]  # [n, ...]
-    labels: NDArray[np.int32] | None = None  # [n] or, one for each position, [n, positions]
+    inputs: Any  # [n, ...]: an array of NumPy or, of a generator, of JAX
+    labels: Any = None  # [n] or, one for each position, [n, positions] integers
 
 
 class Data(NamedTuple):

@@ -185,7 +185,7 @@ def batches(source: Any, batch_size: int, *, start: int = 0, workers: int = 0) -
 
 
 def ahead(items: Iterator[Item]) -> Iterator[Item]:
-    """The same items, with AHEAD of them already on their way to the devices, or being computed there."""
+    """The same items, with AHEAD of them on their way to the devices, or being computed there."""
     waiting: collections.deque[Item] = collections.deque()
     for item in items:
         waiting.append(item)

@@ -1,8 +1,8 @@
 """Distances between functions, from their outputs at one or many positions.
 
 A distance compares a teacher's outputs with a student's. Every function here keeps the positions: of
-outputs [b, classes] it returns [b], of [b, positions, classes] it returns [b, positions]. The loss and the
-metrics are means over all of them.
+outputs [b, classes] it returns [b], of [b, positions, classes] it returns [b, positions]. The loss and
+the metrics are means over all of them.
 """
 
 from collections.abc import Callable
@@ -21,8 +21,8 @@ class Distance(NamedTuple):
       kl: teacher, student, temperature -> t^2 KL(teacher || student), in nats.
       agreement: teacher, student -> 1.0 where both decide the same, else 0.0.
       ensemble: outputs [teachers, ...] -> outputs [...] of their average in probability.
-      certain: labels [...], classes -> logits [..., classes] of a teacher that is certain of the labels; None
-        where outputs are no classes.
+      certain: labels [...], classes -> logits [..., classes] of a teacher that is certain of the
+        labels; None where outputs are no classes.
     """
 
     name: str

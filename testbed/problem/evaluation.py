@@ -1,11 +1,12 @@
 """The evaluation: what a student is measured by, off the clock.
 
-The same held-out views for every seed, optimizer and protocol (only the training lessons are the protocol's
-own), so that a difference between two curves is one between two students. Several random views of each
-held-out example make KL and agreement fine-grained where there are only a few hundred examples.
+The same held-out views for every seed, optimizer and protocol (only the training lessons are the
+protocol's own), so that a difference between two curves is one between two students. Several random
+views of each held-out example make KL and agreement fine-grained where there are only a few hundred
+examples.
 
-`scores` has what is computed for each example. Here it is averaged: whole, in one program, where held-out
-data fit the devices; batch by batch where they come from the host.
+`scores` has what is computed for each example. Here it is averaged: whole, in one program, where
+held-out data fit the devices; batch by batch where they come from the host.
 """
 
 import collections
@@ -113,8 +114,8 @@ def evaluate(task: Task, student: Student, params: Params, data: EvalData) -> di
 
     `train_loss` and `train_kl` are on fresh lessons of the trial's own protocol, from training
     inputs: the loss that is trained on, and the KL at temperature 1 to the lesson's own teacher.
-    `validation_*` and `test_*` are the task's scores of held-out examples: `*_kl` (temperature 1, in nats)
-    and `*_agreement` on views, `*_accuracy` and `*_central_agreement` on the examples themselves.
+    `validation_*` and `test_*` are the task's scores of held-out examples: `*_kl` (temperature 1, in
+    nats) and `*_agreement` on views, `*_accuracy` and `*_central_agreement` on the examples themselves.
     """
 
     def on_lesson(lesson: Lesson) -> tuple[Array, Array]:
@@ -159,9 +160,9 @@ def compile_batched(
     protocol: str,
     student: Student,
     params: Params,
+    held_out: Mapping[str, HeldOut],
     training: Sequence[TrainingData],
     shapes: TrainingData,
-    held_out: Mapping[str, HeldOut],
 ) -> Evaluate:
     """Parameters -> scores, of held-out data that come from the host in batches.
 
@@ -173,9 +174,9 @@ def compile_batched(
       protocol: how lessons are made.
       student: parameters, inputs -> logits.
       params: shapes of the parameters, placed.
+      held_out: parts, on the host.
       training: data of several lessons.
       shapes: of such data.
-      held_out: parts, on the host.
     """
 
     def on_lesson(params: Params, data: TrainingData, key: Array, step: Array) -> tuple[Array, Array]:
@@ -187,8 +188,8 @@ def compile_batched(
         return part_scores(task, student, params, HeldOut(batch, None))
 
     everywhere, key = devices.replicated(), eval_key()
-    lessons = jax.jit(on_lesson, out_shardings=everywhere)
-    lessons = lessons.lower(params, training[0], key, np.int32(0)).compile()
+    example = (params, training[0], key, np.int32(0))
+    lessons = jax.jit(on_lesson, out_shardings=everywhere).lower(*example).compile()
     any_logits = next(iter(held_out.values())).central.logits
     logits = jax.ShapeDtypeStruct(
         (task.batch_size, *any_logits.shape[1:]), jnp.float32, sharding=devices.batch_sharded()
@@ -216,7 +217,9 @@ def _averages(batches: Any, params: Params, examples: Examples, b: int) -> dict[
         for begin in range(0, n, b):
             index = np.minimum(begin + devices.rows(b), n - 1)
             arrays = (array[index] for array in examples)
-            batch = Examples(*(devices.from_process_local(array, devices.batch_sharded()) for array in arrays))
+            batch = Examples(
+                *(devices.from_process_local(array, devices.batch_sharded()) for array in arrays)
+            )
             yield min(b, n - begin), batches(params, batch)
 
     sums: dict[str, float] = collections.defaultdict(float)

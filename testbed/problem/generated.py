@@ -8,7 +8,7 @@ from jax import random
 from testbed import devices
 from testbed.data.arrays import Generated
 from testbed.problem.evaluation import SEED, HeldOut, make_held_out
-from testbed.problem.lessons import Params, TrainingData
+from testbed.problem.lessons import TrainingData
 from testbed.problem.source import Source, always, place_teachers, put_replicated
 from testbed.problem.task import Task
 
@@ -21,14 +21,17 @@ def open_source(task: Task) -> Source:
     assert isinstance(generator, Generated)
     data = TrainingData(place_teachers(task), generator=put_replicated(generator.arrays()))
 
-    def held_out(part: int, data: TrainingData) -> HeldOut:
+    def draw(part: int, data: TrainingData) -> HeldOut:
         # Beside the keys of lessons of that seed, which count up from 0.
         key = random.fold_in(random.key(SEED), 2**30 + part)
         drawn = generator.draw(data.generator, key, generator.held_out)
         return make_held_out(task, data.teachers, *drawn)
 
-    parts = {
-        name: jax.jit(functools.partial(held_out, i), out_shardings=devices.replicated())(data)
-        for i, name in enumerate(PARTS)
-    }
-    return Source(None, data, always(data), parts)
+    def held_out() -> dict[str, HeldOut]:
+        everywhere = devices.replicated()
+        return {
+            name: jax.jit(functools.partial(draw, i), out_shardings=everywhere)(data)
+            for i, name in enumerate(PARTS)
+        }
+
+    return Source(None, data, always(data), held_out)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from testbed import devices
-from testbed.problem.evaluation import make_held_out
+from testbed.problem.evaluation import HeldOut, make_held_out
 from testbed.problem.lessons import Params, TrainingData, teacher_logits
 from testbed.problem.protocols import PROTOCOLS
 from testbed.problem.source import Source, always, place_teachers, put_replicated
@@ -26,9 +26,9 @@ def open_source(task: Task, protocol: str) -> Source:
     if "central_logits" in PROTOCOLS[protocol].needs:
         logits = jax.jit(central, out_shardings=replicated)(params, training.inputs)
         data = data._replace(central_logits=logits)
-    prepare = jax.jit(functools.partial(make_held_out, task), out_shardings=replicated)
-    held_out = {
-        "validation": prepare(params, *validation),
-        "test": prepare(params, *test),
-    }
+
+    def held_out() -> dict[str, HeldOut]:
+        prepare = jax.jit(functools.partial(make_held_out, task), out_shardings=replicated)
+        return {"validation": prepare(params, *validation), "test": prepare(params, *test)}
+
     return Source(len(arrays.training.inputs), data, always(data), held_out)

@@ -95,13 +95,13 @@ def draw(task: Task, data: TrainingData, key: Array, step: Array) -> Batch:
         # A stream of keys apart from the steps' own, which count up from 0.
         step_key = random.fold_in(random.fold_in(key, 2**31), step)
         inputs, labels = task.source.draw(data.generator, step_key, task.batch_size)
-        return Batch(inputs, inputs, labels, None)  # type: ignore[arg-type]  # arrays of JAX
+        return Batch(inputs, inputs, labels, None)
     assert data.inputs is not None
     if not task.streamed:
         index = epoch_order(key, step, task.batch_size, len(data.inputs))
-        taken = (data.inputs, data.labels, data.central_logits)
-        inputs, labels, central = (None if array is None else array[index] for array in taken)
-        data = data._replace(inputs=inputs, labels=labels, central_logits=central)
+        arrays = data._replace(teachers=(), generator=None)  # those with an axis of examples
+        taken = jax.tree.map(lambda array: array[index], arrays)
+        data = taken._replace(teachers=data.teachers)
     return Batch(
         inputs=data.inputs,  # type: ignore[arg-type]  # asserted above
         second=data.inputs if data.second is None else data.second,  # type: ignore[arg-type]

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,8 +15,8 @@ from testbed import devices, teachers
 from testbed.errors import RequestError
 from testbed.models import network
 from testbed.problem import evaluation, generated, in_memory, protocols, streaming
-from testbed.problem.evaluation import EvalData, Evaluate, Student
-from testbed.problem.lessons import Params, make_keys, make_lesson
+from testbed.problem.evaluation import EvalData, Evaluate, HeldOut, Student
+from testbed.problem.lessons import Params, TrainingData, make_keys, make_lesson
 from testbed.problem.protocols import PROTOCOLS, REASONS, Lesson
 from testbed.problem.source import Source
 from testbed.problem.task import Task
@@ -46,7 +46,7 @@ class Problem:
         return jax.jit(functools.partial(self.init_with, self.network))(key)
 
     def lesson(self, seed: int, step: int) -> Lesson:
-        """The lesson of a step, the same for every optimizer: inputs [b, ...], logits [teachers, b, ...]."""
+        """A step's lesson, the same for every optimizer: inputs [b, ...], logits [teachers, b, ...]."""
         data = self.source.data
         if self.task.streamed:
             data, _ = next(self.source.batches(seed, step))
@@ -84,7 +84,7 @@ class Problem:
         if self.task.streamed:
             return None
         source = self.source
-        return evaluation.make_eval_data(self.task, self.protocol, source.data, source.held_out)
+        return evaluation.make_eval_data(self.task, self.protocol, source.data, source.held_out())
 
     @functools.cached_property
     def lesson_shapes(self) -> Lesson:
@@ -107,10 +107,14 @@ class Problem:
             self.protocol,
             student,
             params,
-            source.eval_batches,
+            *self._streamed_eval,
             source.data,
-            source.held_out,
         )
+
+    @functools.cached_property
+    def _streamed_eval(self) -> tuple[Mapping[str, HeldOut], Sequence[TrainingData]]:
+        """Of a stream: held-out parts on the host, and training batches of the evaluation."""
+        return self.source.held_out(), self.source.eval_batches()
 
     @functools.cached_property
     def teacher_sha256(self) -> tuple[str, ...]:
@@ -200,6 +204,6 @@ def _has_labels(task: Task) -> bool:
         return True
     if task.generated:
         source: Any = task.source
-        drawn = jax.eval_shape(source.draw, source.arrays(), jax.random.key(0), 1)
+        drawn = jax.eval_shape(lambda a: source.draw(a, jax.random.key(0), 1), source.arrays())
         return drawn.labels is not None
     return task.arrays().training.labels is not None

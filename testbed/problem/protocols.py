@@ -19,7 +19,9 @@ class Batch(NamedTuple):
     inputs: Array  # [b, ...]: what the student's view is taken of
     second: Array  # the same inputs, for a second view; on the host cut apart where the first one is
     labels: Array | None  # [b] or [b, positions] integers; only the control `labels` reads them
-    central_logits: Array | None  # [teachers, b, ...]: the teachers on central views, computed once for all
+    central_logits: (
+        Array | None
+    )  # [teachers, b, ...]: the teachers on central views, computed once for all
 
 
 class Lesson(NamedTuple):
@@ -53,8 +55,8 @@ class Protocol(NamedTuple):
 
     Attributes:
       make_lesson: key, batch, views -> lesson.
-      needs: what a task must have for it: of "augment", "mix", "labels", "finite" (training inputs that come
-        again); and what its batches must hold beside inputs: "second_view", "central_logits".
+      needs: what a task must have for it: of "augment", "mix", "labels", "finite" (training inputs that
+        come again); and what its batches must hold beside inputs: "second_view", "central_logits".
     """
 
     make_lesson: Callable[[Array, Batch, Views], Lesson]
@@ -108,7 +110,7 @@ PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
         "function_matching": Protocol(function_matching),
         "consistent_teaching": Protocol(consistent_teaching, frozenset({"mix"})),
         "independent_noise": Protocol(independent_noise, frozenset({"augment", "second_view"})),
-        "fixed_teacher": Protocol(fixed_teacher, frozenset({"finite", "central_logits"})),
+        "fixed_teacher": Protocol(fixed_teacher, frozenset({"augment", "finite", "central_logits"})),
         "labels": Protocol(labels, frozenset({"labels"})),
     }
 )
@@ -116,7 +118,7 @@ PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
 # Why a task that lacks what a protocol needs cannot have it.
 REASONS: Mapping[str, str] = MappingProxyType(
     {
-        "augment": "it has no random views (augment), so that both would see the same",
+        "augment": "it has no random views (augment): teacher and student would see the same inputs",
         "mix": "it mixes no inputs (mix), so that this is function_matching",
         "labels": "its lessons have no labels of the task's classes",
         "finite": "its training inputs never come again, so that no view of them can be fixed",

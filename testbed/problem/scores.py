@@ -1,7 +1,8 @@
 """The scorer: how well a student does on examples, one number for each.
 
-One set of functions for data that fit the device and for streams; `evaluation` averages them. A new metric
-is one function here (or in a task's `scores`) and one row in `testbed.metrics` (or in a task's `metrics`).
+One set of functions for data that fit the device and for streams; `evaluation` averages them. A new
+metric is one function here (or in a task's `scores`) and one row in `testbed.metrics` (or in a task's
+`metrics`).
 """
 
 from collections.abc import Callable, Mapping

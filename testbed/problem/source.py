@@ -1,7 +1,7 @@
 """What the three kinds of sources hand out: inputs in memory, streamed from the host, generated."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
@@ -20,15 +20,15 @@ class Source(NamedTuple):
       n: how many training examples there are; None: without end.
       data: what lessons are made of; of a stream, shapes in place of what comes from the host.
       batches: seed, first step -> pairs of data and the step up to which they serve.
-      held_out: parts by name, on the devices or, of a stream, on the host.
-      eval_batches: of a stream, the data of the evaluation's training lessons.
+      held_out: loads parts by name, to the devices or, of a stream, to the host.
+      eval_batches: of a stream, loads the data of the evaluation's training lessons.
     """
 
     n: int | None
     data: TrainingData
     batches: Callable[[int, int], Iterator[tuple[TrainingData, int]]]
-    held_out: Mapping[str, HeldOut]
-    eval_batches: Sequence[TrainingData] = ()
+    held_out: Callable[[], Mapping[str, HeldOut]]
+    eval_batches: Callable[[], Sequence[TrainingData]] = tuple
 
 
 def always(data: TrainingData) -> Callable[[int, int], Iterator[tuple[TrainingData, int]]]:
@@ -47,6 +47,6 @@ def place_teachers(task: Task) -> tuple[Params, ...]:
     return tuple(devices.to_global(w, devices.parameters(w)) for w in weights)
 
 
-def put_replicated(arrays: object) -> object:
+def put_replicated(arrays: Any) -> Any:
     """A pytree of host arrays on every device; None stays None."""
     return jax.tree.map(lambda array: devices.from_process_local(array, devices.replicated()), arrays)

@@ -35,7 +35,9 @@ def open_source(task: Task, protocol: str) -> Source:
     needs, params = PROTOCOLS[protocol].needs, place_teachers(task)
     opened = task.stream()()
     images = tfds.in_memory(opened.training, opened.sha256)
-    central = np.load(_central_logits(task, params), mmap_mode="r") if "central_logits" in needs else None
+    central = (
+        np.load(_central_logits(task, params), mmap_mode="r") if "central_logits" in needs else None
+    )
 
     def made_by(processes: int, seed: int, step: int) -> Iterator[tuple[TrainingData, int]]:
         rows = devices.rows(task.batch_size)
@@ -51,12 +53,17 @@ def open_source(task: Task, protocol: str) -> Source:
     def batches(seed: int, step: int) -> Iterator[tuple[TrainingData, int]]:
         return made_by(loader.workers(), seed, step)
 
-    first = [data for data, _ in itertools.islice(made_by(0, SEED, 0), EVAL_LESSONS)]
-    held_out = {part: _held_out(task, part, params) for part in ("validation", "test")}
-    return Source(len(images), _shapes(task, needs, params), batches, held_out, first)
+    def eval_batches() -> list[TrainingData]:
+        return [data for data, _ in itertools.islice(made_by(0, SEED, 0), EVAL_LESSONS)]
+
+    def held_out() -> dict[str, HeldOut]:
+        return {part: _held_out(task, part, params) for part in ("validation", "test")}
+
+    shapes = shapes_of_batches(task, needs, params)
+    return Source(len(images), shapes, batches, held_out, eval_batches)
 
 
-def _shapes(task: Task, needs: frozenset[str], params: Any) -> TrainingData:
+def shapes_of_batches(task: Task, needs: frozenset[str], params: Any) -> TrainingData:
     """The data of a step, with shapes in place of the arrays that come from the host."""
     b, t, sharded = task.batch_size, len(task.teachers), devices.batch_sharded()
     crop = task.stream().inputs.batch(b, sharded)
@@ -70,9 +77,7 @@ def _shapes(task: Task, needs: frozenset[str], params: Any) -> TrainingData:
     )
 
 
-def _to_devices(
-    batch: loader.Batch, params: Any, central: NDArray[np.float32] | None
-) -> TrainingData:
+def _to_devices(batch: loader.Batch, params: Any, central: NDArray[np.float32] | None) -> TrainingData:
     def put(array: NDArray[Any]) -> Array:
         return devices.from_process_local(array, devices.batch_sharded())
 
@@ -143,7 +148,9 @@ def _logits(task: Task, part: str, central: NDArray[np.uint8], images: Encoded, 
         computed = np.empty(*what[2:])
         for begin in range(0, n, b):
             index = np.minimum(begin + devices.rows(b), n - 1)
-            logits = compiled(params, devices.from_process_local(central[index], devices.batch_sharded()))
+            logits = compiled(
+                params, devices.from_process_local(central[index], devices.batch_sharded())
+            )
             computed[begin : begin + b] = np.asarray(logits)[: n - begin]
         path = stored(*what, fill=functools.partial(_copy, computed))
     return path

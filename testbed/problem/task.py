@@ -57,7 +57,8 @@ class Task:
       batch_size: examples per step.
       horizons: name -> total steps; the first is the default.
       target: what "steps to target" counts to.
-      augment: key, inputs -> one random view of each; of a stream, what remains to be done on the device;
+      augment: key, inputs -> one random view of each; of a stream, what remains to be done on the
+        device;
         None: inputs are seen as they are.
       mix: key, views -> views mixed with each other; None where inputs cannot be mixed, or need not be.
       distance: between the outputs of teacher and student.
@@ -124,7 +125,7 @@ class Task:
         return dataclasses.replace(self, temperature=published.temperature) if published else self
 
     def data_sha256(self) -> str:
-        """SHA-256 of the data. A generator's is that of its arrays; its function has the task's version."""
+        """SHA-256 of the data; of a generator, of its arrays (its function is covered by `version`)."""
         if isinstance(self.source, Generated):
             return arrays_sha256(self.source.arrays())
         return self.source().sha256

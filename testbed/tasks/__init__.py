@@ -1,4 +1,4 @@
-"""TASKS by name, and tasks that users bring. A task registered here is under the shared tests by itself."""
+"""TASKS by name, and tasks that users bring. The shared tests run on every task registered here."""
 
 import dataclasses
 import difflib

@@ -199,7 +199,9 @@ def _load_file(teacher: NetworkTeacher, path: Path, remedy: str) -> Weights:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise RequestError(f"teacher {teacher.name}: no {path.name} in {path.parent}; {remedy}") from error
+        raise RequestError(
+            f"teacher {teacher.name}: no {path.name} in {path.parent}; {remedy}"
+        ) from error
     params = _fill(teacher, path, content)
     address = {"address": teacher.public.address} if teacher.public else {}
     card = MappingProxyType({**_card(params), **address})

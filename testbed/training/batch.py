@@ -1,7 +1,7 @@
 """Batched trials: one lesson per step, which all trials of a batch train on.
 
-Trials of one seed see the same lessons. So the teachers, the expensive part of distillation, compute once
-for all of them, whatever their optimizers (`groups.py` has what the trials compute).
+Trials of one seed see the same lessons. So the teachers, the expensive part of distillation, compute
+once for all of them, whatever their optimizers (`groups.py` has what the trials compute).
 """
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -28,7 +28,7 @@ from testbed.training.groups import (
 )
 from testbed.training.loop import Progress
 from testbed.training.rows import RecordWriter, end_row, header_row, measurement_row, params_sha256
-from testbed.training.step import State, ending
+from testbed.training.step import ending
 from testbed.training.trial import Trial, is_finished, iterate
 
 

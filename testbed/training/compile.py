@@ -131,9 +131,7 @@ def make_functions(key: ProgramKey, *, checkpointed: bool = False) -> Functions:
         opt_state = jax.tree.map(jnp.asarray, key.make_optimizer(hp).init(params))
         return State(jnp.int32(0), params, opt_state, jnp.float32(0), jnp.bool(True))
 
-    def step(
-        state: State, data: TrainingData, keys: Keys, hp: Mapping[str, Any]
-    ) -> tuple[State, Info]:
+    def step(state: State, data: TrainingData, keys: Keys, hp: Mapping[str, Any]) -> tuple[State, Info]:
         lesson = make_lesson(task, protocol, data, keys.lessons, state.step)
         step_key = random.fold_in(keys.optimizer, state.step)
         optimizer = key.make_optimizer(hp)

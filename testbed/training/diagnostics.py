@@ -48,10 +48,10 @@ def update_norm(moment: Moment) -> dict[str, Array]:
 def sharpness(moment: Moment) -> dict[str, Array]:
     """Largest eigenvalue of the Hessian of the loss on the lesson of the next step.
 
-    By Lanczos' recurrence (Lanczos 1950) of ITERATIONS Hessian-vector products from a fixed random start,
-    in float32 and without reorthogonalization: copies of eigenvalues that this lets appear change nothing
-    of the largest one (Paige 1972). `sharpness_error` is the residual |H v - s v| of the Ritz pair, which
-    bounds the distance of `sharpness` from an eigenvalue, as a share of it.
+    By Lanczos' recurrence (Lanczos 1950) of ITERATIONS Hessian-vector products from a fixed random
+    start, in float32 and without reorthogonalization: copies of eigenvalues that this lets appear
+    change nothing of the largest one (Paige 1972). `sharpness_error` is the residual |H v - s v| of the
+    Ritz pair, which bounds the distance of `sharpness` from an eigenvalue, as a share of it.
     """
     start, unravel = ravel_pytree(moment.state.params)
 

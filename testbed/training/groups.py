@@ -2,9 +2,9 @@
 
 A group is the trials of a batch that share their programs: one optimizer, with what its trials
 differ in (hyperparameters, first weights, the optimizer's randomness) on a leading axis, which is
-divided over the devices. A device trains its trials vmapped, or sequentially on the same lessons: on CPU,
-where that is faster (a small network and its activations stay in a core's cache) and where batches of
-matrix decompositions can deadlock, and for optimizers that say that they are not vmappable.
+divided over the devices. A device trains its trials vmapped, or sequentially on the same lessons: on
+CPU, where that is faster (a small network and its activations stay in a core's cache) and where batches
+of matrix decompositions can deadlock, and for optimizers that say that they are not vmappable.
 """
 
 import functools
@@ -170,9 +170,7 @@ def _bytes(tree: Any) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
-def _group(
-    trials: Sequence[Trial], lessons: Lesson, partition: Partition, vmapped: bool
-) -> Group:
+def _group(trials: Sequence[Trial], lessons: Lesson, partition: Partition, vmapped: bool) -> Group:
     """A group, compiled. Slots beyond the trials, up to a multiple of the devices, repeat the last."""
     first = trials[0]
     n = -(-len(trials) // devices.count()) * devices.count()

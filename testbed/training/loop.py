@@ -2,8 +2,9 @@
 
     state -> advance (on the clock) -> measure, save (off the clock) -> ... -> end
 
-Steps at which measurements are due, the size of dispatches, checkpoints, interruption, failure and end are
-written here once. What is advanced and measured is the runner's affair: `trial.Alone` or `batch.Together`.
+Steps at which measurements are due, the size of dispatches, checkpoints, interruption, failure and end
+are written here once. What is advanced and measured is the runner's affair: `trial.Alone` or
+`batch.Together`.
 """
 
 import math
@@ -73,7 +74,7 @@ def due_steps(task: Task, total_steps: int) -> list[int]:
 
 
 def drive(runner: Runner, due: list[int], longest: float = math.inf) -> Generator[Progress]:
-    """Runs to the last step, or until nothing is left that has not diverged; yields after every dispatch.
+    """Runs to the last step, or until all have diverged; yields after every dispatch.
 
     Closing the iterator interrupts: a checkpoint is saved on the way out.
 

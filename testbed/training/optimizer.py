@@ -158,15 +158,15 @@ def traced_sha256(given: optax.GradientTransformation, problem: Problem) -> str:
         texts = [str(traced.lower(lowering_platforms=("cpu",)).as_text()) for traced in programs]
     if any("callback" in text for text in texts):
         raise RequestError(
-            "an optax transformation that calls back into Python cannot be identified by what it computes; "
-            "give a function build(total_steps) that returns it"
+            "an optax transformation that calls back into Python cannot be identified by what it "
+            "computes; give a function build(total_steps) that returns it"
         )
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()
 
 
 @contextmanager
 def refusing(what: str) -> Iterator[None]:
-    """Inside, whatever goes wrong is a RequestError that begins with `what`, such as the optimizer's name."""
+    """Inside, every error becomes a RequestError that begins with `what`."""
     try:
         yield
     except RequestError as error:

@@ -6,7 +6,7 @@ state -> evaluation (off the clock) -> measurement -> record
 
 import dataclasses
 import math
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -56,7 +56,8 @@ class Trial:
 
     Attributes:
       problem: what is learned; from `open_problem`.
-      optimizer: what learns: whatever `as_optimizer` takes, such as an optax transformation or "shampoo".
+      optimizer: what learns: whatever `as_optimizer` takes, such as an optax transformation or
+        "shampoo".
       total_steps: the horizon, which the optimizer knows in advance.
       seed: of first weights, of the optimizer's randomness, and of the lessons, unless
       lesson_seed: says another one for those, which several students then share.
@@ -378,9 +379,7 @@ class Alone:
         if not names:
             return None
         compiled, own = self._compiled, self._trial.optimizer.diagnostics
-        return diagnostics.make_diagnose(
-            names, compiled.key, own, checkpointed=compiled.checkpointed
-        )
+        return diagnostics.make_diagnose(names, compiled.key, own, checkpointed=compiled.checkpointed)
 
 
 def _replicated(params: Params) -> Params:
