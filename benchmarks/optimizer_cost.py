@@ -27,7 +27,8 @@ from jax import random
 from matplotlib import pyplot as plt
 
 from benchmarks.commands import choose, make_trial, positive, serve
-from optimizers import blocks, registry, shampoo
+from optimizers import registry, shampoo
+from optimizers.parts import blocks
 from testbed import provenance
 from testbed.errors import RequestError
 from testbed.models.bit import bit

@@ -22,10 +22,10 @@ import jax.numpy as jnp
 import optax
 from jax import Array, lax
 
-from optimizers import axes, blocks, grafting, sharding
-from optimizers.recipe import ALLOWED, WEIGHT_DECAY, in_recipe
-from optimizers.roots import METHODS, Method, inverse_roots
-from optimizers.spec import Allowed, Search, Spec
+from optimizers.parts import axes, blocks, grafting, sharding
+from optimizers.parts.roots import METHODS, Method, inverse_roots
+from optimizers.recipe import WEIGHT_DECAY, in_recipe
+from optimizers.spec import Bounds, Range, Spec, bounds
 
 TOLERANCE = 0.1  # residual of a root above which the old one is kept; Google's threshold
 
@@ -410,18 +410,8 @@ build = in_recipe(direction, learning_rate=0.0195, weight_decay=5.5e-06)
 SPEC = Spec(
     name="shampoo",
     build=build,
-    space={"learning_rate": Search(1e-3, 1e-1), "weight_decay": WEIGHT_DECAY},
-    allowed={
-        **ALLOWED,
-        "b1": Allowed(0.0, 1.0),
-        "b2": Allowed(0.0, 1.0),
-        "shampoo_b2": Allowed(0.0, 1.0),
-        "interval": Allowed(1),
-        "block": Allowed(1),
-        "ridge": Allowed(1e-12),
-        "power": Allowed(0),
-        "start": Allowed(0),
-    },
+    space={"learning_rate": Range(1e-3, 1e-1), "weight_decay": WEIGHT_DECAY},
+    bounds=bounds(build, power=Bounds(0)),
     reference=(
         "Gupta, Koren and Singer 2018 (arXiv 1802.09568), with averages instead of sums; blocks, "
         "grafting, roots at an interval and their check as in Anil et al. 2020 (arXiv 2002.09018); "

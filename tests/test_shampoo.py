@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from optimizers import blocks, grafting, roots
+from optimizers.parts import blocks, grafting, roots
 from optimizers.shampoo import scale_by_shampoo
 
 SHAPES = {"matrix": (6, 4), "vector": (5,), "convolution": (2, 2, 3, 4), "scalar": ()}

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from optimizers.axes import product
+from optimizers.parts.axes import product
 
 Method = Literal["auto", "eigh", "newton"]
 METHODS: tuple[Method, ...] = ("auto", "eigh", "newton")
