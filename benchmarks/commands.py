@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from benchmarks.loggers import LOGGERS, Loggers
 from optimizers import registry
-from optimizers.spec import OptimizerError, Spec
+from optimizers.spec import Spec
 from testbed import compilation, devices, records, teachers
 from testbed.errors import RequestError
 from testbed.programs import Optimizer
@@ -62,7 +62,7 @@ def serve(main: Callable[[], None]) -> None:
 
 def _ending(error: BaseException) -> tuple[int, str]:
     """Exit status, and what is said about it."""
-    if isinstance(error, RequestError | OptimizerError):
+    if isinstance(error, RequestError):
         return 2, str(error)
     if isinstance(error, Interrupted | KeyboardInterrupt):
         return 130, f"interrupted{f': {error}' if str(error) else ''}"
@@ -123,7 +123,7 @@ def make_trial(
         hyperparameters=registry.defaults(spec) | dict(hp),
         sha256=registry.source_sha256(spec),
         eval_params=spec.eval_params,
-        vectorizes=spec.vectorizes,
+        vectorizes=spec.vmappable,
     )
     return Trial(task, protocol, optimizer, total_steps, seed, start, lesson_seed)
 

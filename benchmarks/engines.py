@@ -21,7 +21,6 @@ from tqdm import tqdm
 
 from benchmarks.commands import Interrupted, interrupts
 from benchmarks.jobs import Job, make_trials, run_job
-from optimizers.spec import OptimizerError
 from testbed import devices, records
 from testbed.errors import RequestError
 from testbed.trial import is_finished
@@ -262,7 +261,7 @@ def attempt(job: Job) -> Exception | None:
         run_job(job)
     except Interrupted:  # not by the user, who would not wait for an answer
         raise
-    except (RequestError, OptimizerError) as error:
+    except RequestError as error:
         return RequestError(str(error))
     except Exception as error:
         return RuntimeError(f"{type(error).__name__}: {' '.join(str(error).split())[:500]}")

@@ -49,7 +49,7 @@ def make_trials(job: Job) -> list[Trial]:
 
     Raises:
       RequestError: the task cannot be served here.
-      OptimizerError: an optimizer cannot be found here.
+      RequestError: an optimizer cannot be found here.
     """
     if job.batched:
         devices.use_cores(job.task["devices"])

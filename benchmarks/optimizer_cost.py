@@ -27,7 +27,8 @@ from jax import random
 from matplotlib import pyplot as plt
 
 from benchmarks.commands import choose, make_trial, positive, serve
-from optimizers import blocks, registry, shampoo
+from optimizers import registry, shampoo
+from optimizers.parts import blocks
 from testbed import provenance
 from testbed.errors import RequestError
 from testbed.models.bit import bit
@@ -195,19 +196,24 @@ def whole_steps(task: str, names: Sequence[str], rounds: int) -> dict[str, float
 
 def pieces_line(name: str, params: Any) -> str:
     """Where the time of a Shampoo update goes, by timing its pieces alone."""
-    rule = shampoo.Rule(
-        accumulate="average", interval=CYCLE, stagger=True, power=0, relative=True, method="auto"
+    config = shampoo.Config(
+        accumulate="average",
+        update_every=CYCLE,
+        stagger=True,
+        root_order=0,
+        relative=True,
+        method="auto",
     )
     layout = blocks.cut([leaf.shape for leaf in jax.tree.leaves(params)], 128, 4096, 8192)
-    numbers = shampoo.Numbers(jnp.int32(0), jnp.float32(0.95), jnp.float32(1e-6))
+    traced = shampoo.Traced(jnp.int32(0), jnp.float32(0.95), jnp.float32(1e-6))
     leaves = jax.tree.leaves(normal_like(params, 0))
     stacks = jax.jit(lambda x: blocks.gather(x, layout))(leaves)
     kept = [shampoo.start_of(stack, 8192, 1.0) for stack in layout.stacks]
     pieces: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
         "cut and stack": (lambda x: blocks.gather(x, layout), (leaves,)),
-        "statistics": (lambda s, k: shampoo.renew_statistics(rule, numbers, s, k), (stacks, kept)),
-        "roots": (lambda n, k: shampoo.renew(rule, layout.stacks, n, k), (numbers, kept)),
-        "apply": (lambda s, k: shampoo.precondition_all(rule, numbers, s, k), (stacks, kept)),
+        "statistics": (lambda s, k: shampoo.renew_statistics(config, traced, s, k), (stacks, kept)),
+        "roots": (lambda n, k: shampoo.renew(config, layout.stacks, n, k), (traced, kept)),
+        "apply": (lambda s, k: shampoo.precondition_all(config, traced, s, k), (stacks, kept)),
         "put together": (lambda s, x: blocks.scatter(s, x, layout), (stacks, leaves)),
     }
     found = {piece: _median_ms(f, *a) for piece, (f, a) in pieces.items()}

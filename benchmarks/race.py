@@ -108,7 +108,7 @@ def make_lanes(
     """A lane for each `--opt`, in their order.
 
     Raises:
-      OptimizerError, RequestError: an optimizer or a hyperparameter that there is not.
+      RequestError: an optimizer or a hyperparameter that there is not.
     """
     found = {opt: registry.find(opt) for opt in opts}
     specs: dict[str, Spec] = {}

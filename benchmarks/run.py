@@ -152,7 +152,7 @@ def print_list() -> None:
         for name, value in registry.defaults(spec).items():
             space = spec.space.get(name)
             searched = f"  searched {space.low:g} to {space.high:g}" if space else ""
-            allowed = f"  allowed {spec.allowed[name]}" if name in spec.allowed else ""
+            allowed = f"  allowed {spec.bounds[name]}" if name in spec.bounds else ""
             print(f"      {name:16}{value!s:10}{allowed:32}{searched}".rstrip())
 
 

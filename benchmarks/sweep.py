@@ -37,7 +37,7 @@ from benchmarks.commands import (
 )
 from benchmarks.jobs import Job, Request
 from optimizers import registry
-from optimizers.spec import OptimizerError, Search, Spec
+from optimizers.spec import Range, Spec
 from testbed import devices, records
 from testbed.batch import sharing_lessons
 from testbed.errors import RequestError
@@ -112,7 +112,7 @@ def refuse(field: Field, args: argparse.Namespace) -> None:
     """Raises before anything runs what would go wrong later.
 
     Raises:
-      OptimizerError: an optimizer cannot be searched.
+      RequestError: an optimizer cannot be searched.
       RequestError: two optimizers of one name, an option that does not go with the ruleset, or a folder
         with records of another version of the task.
     """
@@ -291,13 +291,13 @@ def points(spec: Spec, count: int) -> list[Mapping[str, Any]]:
     """Points of the search space, rounded to three digits: the first `count` of the sequence.
 
     Raises:
-      OptimizerError: the optimizer has no search space, or an empty one.
+      RequestError: the optimizer has no search space, or an empty one.
     """
     if not spec.space:
-        raise OptimizerError(f"--opt {spec.name}: it has no search space; give it one in SPEC.space")
+        raise RequestError(f"--opt {spec.name}: it has no search space; give it one in SPEC.space")
     for name, (low, high, log) in spec.space.items():
         if not low < high or (log and low <= 0):
-            raise OptimizerError(
+            raise RequestError(
                 f"--opt {spec.name}: the search space of {name} is empty: {low:g} to {high:g}; it needs "
                 f"low < high{' and low > 0, since it is logarithmic' if log else ''}"
             )
@@ -308,7 +308,7 @@ def points(spec: Spec, count: int) -> list[Mapping[str, Any]]:
     ]
 
 
-def _within(search: Search, u: float) -> float:
+def _within(search: Range, u: float) -> float:
     low, high = (
         (math.log(search.low), math.log(search.high)) if search.log else (search.low, search.high)
     )

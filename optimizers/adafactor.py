@@ -2,8 +2,8 @@
 
 import optax
 
-from optimizers.recipe import ALLOWED, WEIGHT_DECAY, in_recipe
-from optimizers.spec import Allowed, Search, Spec
+from optimizers.recipe import WEIGHT_DECAY, in_recipe
+from optimizers.spec import Bounds, Range, Spec, bounds
 
 
 def direction(
@@ -26,13 +26,8 @@ build = in_recipe(direction, learning_rate=0.0146, weight_decay=0.000119)
 SPEC = Spec(
     name="adafactor",
     build=build,
-    space={"learning_rate": Search(1e-3, 1e-1), "weight_decay": WEIGHT_DECAY},
-    allowed={
-        **ALLOWED,
-        "decay": Allowed(0.0, 1.0),
-        "b1": Allowed(0.0, 1.0),
-        "factored_from": Allowed(1),
-    },
+    space={"learning_rate": Range(1e-3, 1e-1), "weight_decay": WEIGHT_DECAY},
+    bounds=bounds(build, decay=Bounds(0.0, 1.0), factored_from=Bounds(1)),
     reference=(
         "Shazeer and Stern 2018 (arXiv 1804.04235), from optax's pieces. Steps are not relative to the "
         "size of parameters (as in Zhai et al. 2022): the students' heads start at zero."

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optimizers.recipe import ALLOWED, WEIGHT_DECAY, recipe
-from optimizers.spec import Allowed, Search, Spec
+from optimizers.recipe import WEIGHT_DECAY, recipe
+from optimizers.spec import Bounds, Range, Spec, bounds
 
 
 def build(
@@ -49,15 +49,8 @@ def build(
 SPEC = Spec(
     name="ademamix",
     build=build,
-    space={"learning_rate": Search(1e-3, 1e-1), "weight_decay": WEIGHT_DECAY},
-    allowed={
-        **ALLOWED,
-        "b1": Allowed(1e-6, 1.0),
-        "b2": Allowed(0.0, 1.0),
-        "b3": Allowed(1e-6, 1.0),
-        "alpha": Allowed(0.0),
-        "eps": Allowed(0.0),
-    },
+    space={"learning_rate": Range(1e-3, 1e-1), "weight_decay": WEIGHT_DECAY},
+    bounds=bounds(build, b1=Bounds(1e-6, 1.0), b3=Bounds(1e-6, 1.0), alpha=Bounds(0.0)),
     reference=(
         "Pagliardini, Ablin and Grangier 2024 (arXiv 2409.03137), optax.contrib.scale_by_ademamix. "
         "Their b3 is 0.9999 for 100,000s of steps; 0.999 is for our horizons."

@@ -13,8 +13,8 @@ from typing import Any
 import jax
 import optax
 
-from optimizers.recipe import ALLOWED, WEIGHT_DECAY, in_recipe
-from optimizers.spec import Allowed, Search, Spec
+from optimizers.recipe import WEIGHT_DECAY, in_recipe
+from optimizers.spec import Bounds, Range, Spec, bounds
 
 
 def direction(
@@ -99,17 +99,8 @@ build = in_recipe(direction, learning_rate=0.00462, weight_decay=0.00055)
 SPEC = Spec(
     name="distributed_shampoo",
     build=build,
-    space={"learning_rate": Search(1e-3, 1e-1), "weight_decay": WEIGHT_DECAY},
-    allowed={
-        **ALLOWED,
-        "b1": Allowed(0.0, 1.0),
-        "b2": Allowed(0.0, 1.0 + 1e-9),
-        "interval": Allowed(1),
-        "block": Allowed(1),
-        "merge": Allowed(1),
-        "ridge": Allowed(1e-12),
-        "start": Allowed(0),
-    },
+    space={"learning_rate": Range(1e-3, 1e-1), "weight_decay": WEIGHT_DECAY},
+    bounds=bounds(build, b2=Bounds(0.0, 1.0 + 1e-9)),
     reference=(
         "Anil et al. 2020 (arXiv 2002.09018), google-research/precondition, PyPI precondition-opt "
         "0.3.0. Momentum as an average; schedule and decoupled decay are the recipe's, not its own."

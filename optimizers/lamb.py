@@ -2,8 +2,8 @@
 
 import optax
 
-from optimizers.recipe import ALLOWED, kernels, recipe
-from optimizers.spec import Allowed, Search, Spec
+from optimizers.recipe import kernels, recipe
+from optimizers.spec import Range, Spec, bounds
 
 
 def build(
@@ -36,7 +36,7 @@ SPEC = Spec(
     name="lamb",
     build=build,
     # Weight decay is a part of the direction, and so of its size.
-    space={"learning_rate": Search(1e-3, 1e-1), "weight_decay": Search(1e-4, 1e-1)},
-    allowed={**ALLOWED, "b1": Allowed(0.0, 1.0), "b2": Allowed(0.0, 1.0), "eps": Allowed(0.0)},
+    space={"learning_rate": Range(1e-3, 1e-1), "weight_decay": Range(1e-4, 1e-1)},
+    bounds=bounds(build),
     reference="You et al. 2020 (arXiv 1904.00962), in the form of optax.lamb.",
 )

@@ -2,8 +2,8 @@
 
 import optax
 
-from optimizers.recipe import ALLOWED, WEIGHT_DECAY, decay, height_above_zero
-from optimizers.spec import Allowed, Search, Spec
+from optimizers.recipe import WEIGHT_DECAY, decay, height_above_zero
+from optimizers.spec import Bounds, Range, Spec, bounds
 
 
 def build(
@@ -36,17 +36,11 @@ SPEC = Spec(
     name="lbfgs",
     build=build,
     # A share of the step that the line search takes.
-    space={"learning_rate": Search(1e-2, 1.0), "weight_decay": WEIGHT_DECAY},
-    allowed={
-        "learning_rate": ALLOWED["learning_rate"],
-        "weight_decay": ALLOWED["weight_decay"],
-        "warmup": ALLOWED["warmup"],
-        "memory": Allowed(1),
-        "search_steps": Allowed(1),
-    },
+    space={"learning_rate": Range(1e-2, 1.0), "weight_decay": WEIGHT_DECAY},
+    bounds=bounds(build, memory=Bounds(1), search_steps=Bounds(1)),
     reference=(
         "Liu and Nocedal 1989, optax.lbfgs. Made for full gradients; here each step sees another "
         "lesson, hence the shortened steps."
     ),
-    vectorizes=False,
+    vmappable=False,
 )

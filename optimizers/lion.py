@@ -2,8 +2,8 @@
 
 import optax
 
-from optimizers.recipe import ALLOWED, WEIGHT_DECAY, in_recipe
-from optimizers.spec import Allowed, Search, Spec
+from optimizers.recipe import WEIGHT_DECAY, in_recipe
+from optimizers.spec import Range, Spec, bounds
 
 
 def direction(*, b1: float = 0.9, b2: float = 0.99) -> optax.GradientTransformation:
@@ -17,7 +17,7 @@ SPEC = Spec(
     name="lion",
     build=build,
     # A tenth of Adam's range, as its authors advise: all entries of its direction are 1 in size.
-    space={"learning_rate": Search(1e-4, 1e-2), "weight_decay": WEIGHT_DECAY},
-    allowed={**ALLOWED, "b1": Allowed(0.0, 1.0), "b2": Allowed(0.0, 1.0)},
+    space={"learning_rate": Range(1e-4, 1e-2), "weight_decay": WEIGHT_DECAY},
+    bounds=bounds(build),
     reference="Chen et al. 2023 (arXiv 2302.06675), optax.scale_by_lion.",
 )

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from optimizers.recipe import ALLOWED, WEIGHT_DECAY, in_recipe
-from optimizers.spec import Allowed, Search, Spec
+from optimizers.recipe import WEIGHT_DECAY, in_recipe
+from optimizers.spec import Bounds, Range, Spec, bounds
 
 QUINTIC = (3.4445, -4.7750, 2.0315)  # the reference's; singular values end in [0.7, 1.2]
 
@@ -73,14 +73,8 @@ SPEC = Spec(
     name="muon",
     build=build,
     # An orthogonal direction of a matrix [64, 64] has entries of 1/8, Adam's are near 1.
-    space={"learning_rate": Search(3e-3, 3e-1), "weight_decay": WEIGHT_DECAY},
-    allowed={
-        **ALLOWED,
-        "momentum": Allowed(0.0, 1.0),
-        "adam_ratio": Allowed(0.0),
-        "b1": Allowed(0.0, 1.0),
-        "b2": Allowed(0.0, 1.0),
-    },
+    space={"learning_rate": Range(3e-3, 3e-1), "weight_decay": WEIGHT_DECAY},
+    bounds=bounds(build, adam_ratio=Bounds(0.0)),
     reference=(
         "Jordan et al. 2024 (github.com/KellerJordan/Muon), in float32, not in bfloat16. Its scale of "
         "a convolution looks at the kernel's window; this looks at inputs and outputs."

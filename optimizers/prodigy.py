@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from optimizers.recipe import ALLOWED, WEIGHT_DECAY, decay, height_above_zero
-from optimizers.spec import Allowed, Search, Spec
+from optimizers.recipe import WEIGHT_DECAY, decay, height_above_zero
+from optimizers.spec import Range, Spec, bounds
 
 
 class ProdigyState(NamedTuple):
@@ -93,8 +93,8 @@ SPEC = Spec(
     name="prodigy",
     build=build,
     # It multiplies the rate that Prodigy finds; 1 is meant to do.
-    space={"learning_rate": Search(1e-1, 1e1), "weight_decay": WEIGHT_DECAY},
-    allowed={**ALLOWED, "b1": Allowed(0.0, 1.0), "b2": Allowed(0.0, 1.0), "eps": Allowed(0.0)},
+    space={"learning_rate": Range(1e-1, 1e1), "weight_decay": WEIGHT_DECAY},
+    bounds=bounds(build),
     reference=(
         "Mishchenko and Defazio 2024 (arXiv 2306.06101), as optax.contrib.prodigy, which divides by "
         "zero where all gradients have been zero."

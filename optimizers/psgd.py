@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import optax
 from jax import Array, lax
 
-from optimizers.axes import along, gram, product
-from optimizers.blocks import merge
-from optimizers.recipe import ALLOWED, WEIGHT_DECAY, in_recipe
-from optimizers.spec import Allowed, Search, Spec
+from optimizers.parts.axes import along, gram, product
+from optimizers.parts.blocks import merge
+from optimizers.recipe import WEIGHT_DECAY, in_recipe
+from optimizers.spec import Bounds, Range, Spec, bounds
 
 # Per axis [d, d], upper triangular; of long axes and of vectors the diagonal, [d].
 Factors = tuple[Array, ...]
@@ -150,14 +150,8 @@ SPEC = Spec(
     name="psgd",
     build=build,
     # A third of Adam's range: a whitened direction is longer.
-    space={"learning_rate": Search(3e-4, 3e-2), "weight_decay": WEIGHT_DECAY},
-    allowed={
-        **ALLOWED,
-        "b1": Allowed(0.0, 1.0),
-        "rate": Allowed(0.0, 1.0),
-        "interval": Allowed(1),
-        "longest": Allowed(1),
-    },
+    space={"learning_rate": Range(3e-4, 3e-2), "weight_decay": WEIGHT_DECAY},
+    bounds=bounds(build, rate=Bounds(0.0, 1.0)),
     reference=(
         "Li 2018 (arXiv 1512.04202) and 2024 (arXiv 2402.04553), PSGD Kron, whitening the averaged "
         "gradient as in Walters' kron_torch. Factors are fitted once in `interval` steps; there "

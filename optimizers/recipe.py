@@ -9,8 +9,7 @@ rate: optax.adamw calls weight_decay / learning_rate what is weight_decay here.
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,17 +17,10 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from optimizers.spec import Allowed, Search
+from optimizers.spec import Range
 
-ALLOWED: Mapping[str, Allowed] = MappingProxyType(
-    {
-        "learning_rate": Allowed(0.0),
-        "warmup": Allowed(0.0, 1.0),
-        "weight_decay": Allowed(0.0),
-        "clip": Allowed(1e-6),
-    }
-)
-WEIGHT_DECAY = Search(1e-6, 1e-3)
+NAMES = ("learning_rate", "weight_decay", "warmup", "clip")  # of the recipe's own hyperparameters
+WEIGHT_DECAY = Range(1e-6, 1e-3)
 
 
 def recipe(
@@ -88,7 +80,7 @@ def in_recipe(
     @functools.wraps(direction)
     def build(total_steps: int, **given: Any) -> optax.GradientTransformationExtraArgs:
         values = defaults | given
-        shared = {name: values.pop(name) for name in ALLOWED}
+        shared = {name: values.pop(name) for name in NAMES}
         return recipe(direction(**values), total_steps, **shared)
 
     keyword, steps = inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD

@@ -1,4 +1,4 @@
-"""From what stands behind `--opt` to an optimizer.
+"""From the word after `--opt` to an optimizer.
 
 A registered name (`shampoo`), a file with `build` (`my_optimizer.py`), whatever optax exports
 (`optax.lion`, `optax.contrib.prodigy`), or whatever Python can import (`package.module:function`).
@@ -6,12 +6,9 @@ A registered name (`shampoo`), a file with `build` (`my_optimizer.py`), whatever
 
 import difflib
 import functools
-import hashlib
 import importlib
-import importlib.util
 import inspect
 import pkgutil
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -21,7 +18,9 @@ import optax
 import optax.contrib
 
 import optimizers
-from optimizers.spec import Allowed, OptimizerError, Spec
+from optimizers.spec import Bounds, Spec
+from testbed import plugins
+from testbed.errors import RequestError
 
 
 @functools.cache
@@ -36,7 +35,7 @@ def find(opt: str) -> Spec:
     """The optimizer that `--opt` names.
 
     Raises:
-      OptimizerError: there is none; the message names the nearest.
+      RequestError: there is none; the message names the nearest.
     """
     if opt in registered():
         return registered()[opt]
@@ -49,23 +48,26 @@ def find(opt: str) -> Spec:
         module, _, function = opt.rpartition(".")
         return _from_optax(opt, module, function)
     near = difflib.get_close_matches(opt, registered(), n=1, cutoff=0.0)
-    raise OptimizerError(
+    raise RequestError(
         f"--opt {opt}: no such optimizer; the nearest is {near[0]!r} (--list shows all). A file "
         "(my_optimizer.py), optax.NAME or package.module:function will do too"
     )
 
 
 def defaults(spec: Spec) -> dict[str, Any]:
-    """Hyperparameter -> default: the keyword arguments of `build` that have one."""
+    """Hyperparameter -> default: the keyword arguments of `build` that have one.
+
+    Defaults that a record and a command line cannot hold, such as functions, are left out.
+    """
     parameters = list(inspect.signature(spec.build).parameters.values())[1:]
     return {p.name: p.default for p in parameters if p.default is not p.empty and _plain(p.default)}
 
 
 def configure(spec: Spec, given: Mapping[str, str]) -> dict[str, Any]:
-    """All hyperparameters: the defaults, replaced by what is given as text.
+    """All hyperparameters: the defaults, replaced by values that are given as text.
 
     Raises:
-      OptimizerError: unknown hyperparameter, a value that cannot be read, or one that is not allowed.
+      RequestError: unknown hyperparameter, a value that cannot be read, or one that is not allowed.
     """
     values = defaults(spec)
     required = [
@@ -78,41 +80,28 @@ def configure(spec: Spec, given: Mapping[str, str]) -> dict[str, Any]:
             known = [*values, *required]
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else "."
-            raise OptimizerError(
+            raise RequestError(
                 f"--hp {name}={text}: {spec.name} has no such hyperparameter{hint} "
                 f"It has {', '.join(known) or 'none'}"
             )
         values[name] = _parse(spec.name, name, text, values.get(name, 0.0))
-        allowed = spec.allowed.get(name, Allowed(-float("inf")))
-        if isinstance(values[name], float | int) and not allowed.low <= values[name] < allowed.high:
-            raise OptimizerError(f"--hp {name}={text}: {spec.name} takes {name} {allowed}")
+        bounds = spec.bounds.get(name, Bounds(-float("inf")))
+        if isinstance(values[name], float | int) and not bounds.low <= values[name] < bounds.high:
+            raise RequestError(f"--hp {name}={text}: {spec.name} takes {name} {bounds}")
     if missing := [name for name in required if name not in values]:
-        raise OptimizerError(
+        raise RequestError(
             f"--opt {spec.name}: needs a value for {missing[0]}; give it with --hp {missing[0]}=…"
         )
     return values
 
 
 def source_sha256(spec: Spec) -> str:
-    """SHA-256 of the source of `build`'s module and of the siblings that it imports from."""
-    module = inspect.getmodule(spec.build)
-    digest = hashlib.sha256(getattr(spec.build, "__qualname__", spec.name).encode())
-    for name, file in sorted(_sources(module).items()):
-        digest.update(name.encode() + file.read_bytes())
-    return digest.hexdigest()
+    """SHA-256 of the source that determines the optimizer.
 
-
-def _sources(module: ModuleType | None, known: dict[str, Path] | None = None) -> dict[str, Path]:
-    """Name -> file of a module and, transitively, of the modules of its package that it uses."""
-    known = {} if known is None else known
-    if module is None or not getattr(module, "__file__", None) or module.__name__ in known:
-        return known
-    known[module.__name__] = Path(str(module.__file__))
-    for value in vars(module).values():
-        used = value if isinstance(value, ModuleType) else inspect.getmodule(value)
-        if used is not None and module.__package__ and used.__package__ == module.__package__:
-            _sources(used, known)
-    return known
+    Raises:
+      RequestError: no such checksum can be made; the message says what to do.
+    """
+    return plugins.source_sha256(spec.build, f"--opt {spec.name}")
 
 
 def _spec_of(module: ModuleType, name: str) -> Spec:
@@ -121,33 +110,19 @@ def _spec_of(module: ModuleType, name: str) -> Spec:
 
 
 def _from_file(opt: str) -> Spec:
-    path = Path(opt)
-    if not path.is_file():
-        raise OptimizerError(f"--opt {opt}: there is no such file")
-    name = path.stem
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise OptimizerError(f"--opt {opt}: not a Python file (its name must end in .py)")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules.setdefault(name, module)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise OptimizerError(
-            f"--opt {opt}: importing it raised {_one_line(error)}; --debug shows where"
-        ) from error
+    module = plugins.load_file("--opt", opt)
     if not callable(getattr(module, "build", None)):
-        raise OptimizerError(
+        raise RequestError(
             f"--opt {opt}: it defines no build(total_steps, *, …) -> optax.GradientTransformation"
         )
-    return _spec_of(module, name)
+    return _spec_of(module, Path(opt).stem)
 
 
 def _from_import(opt: str, module: str, function: str) -> Spec:
     try:
         build = getattr(importlib.import_module(module), function)
     except Exception as error:
-        raise OptimizerError(f"--opt {opt}: cannot be imported ({_one_line(error)})") from error
+        raise RequestError(f"--opt {opt}: cannot be imported ({_one_line(error)})") from error
     return Spec(name=opt.replace(":", "."), build=build, reference=opt)
 
 
@@ -158,7 +133,9 @@ def _from_optax(opt: str, module: str, function: str) -> Spec:
     if not callable(wrapped) or isinstance(wrapped, type):
         names = [n for n in dir(place or optax) if not n.startswith("_")]
         near = difflib.get_close_matches(function, names, n=1, cutoff=0.0)
-        raise OptimizerError(f"--opt {opt}: optax exports no such optimizer; near: {near[0]}")
+        raise RequestError(
+            f"--opt {opt}: optax exports no such optimizer; did you mean {module}.{near[0]}?"
+        )
     return Spec(name=opt, build=_Optax(wrapped), reference=f"optax {optax.__version__}, {opt}, as it is")
 
 
@@ -197,12 +174,12 @@ def _parse(optimizer: str, name: str, text: str, default: Any) -> Any:
     if isinstance(default, float) and type(value) is int:
         value = float(value)
     if default is not None and type(value) is not type(default):
-        raise OptimizerError(
+        raise RequestError(
             f"--hp {name}={text}: {optimizer} takes a {type(default).__name__} for {name}, "
             f"such as {default}"
         )
     if isinstance(value, float) and value != value:
-        raise OptimizerError(f"--hp {name}={text}: {optimizer} takes a number for {name}")
+        raise RequestError(f"--hp {name}={text}: {optimizer} takes a number for {name}")
     return value
 
 

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from optimizers.recipe import ALLOWED, WEIGHT_DECAY, in_recipe
-from optimizers.spec import Allowed, Search, Spec
+from optimizers.recipe import WEIGHT_DECAY, in_recipe
+from optimizers.spec import Bounds, Range, Spec, bounds
 
 
 def direction(
@@ -43,14 +43,8 @@ build = in_recipe(direction, learning_rate=0.0195, weight_decay=5.5e-06)
 SPEC = Spec(
     name="sam",
     build=build,
-    space={"learning_rate": Search(1e-3, 1e-1), "weight_decay": WEIGHT_DECAY},
-    allowed={
-        **ALLOWED,
-        "rho": Allowed(0.0),
-        "b1": Allowed(0.0, 1.0),
-        "b2": Allowed(0.0, 1.0),
-        "eps": Allowed(0.0),
-    },
+    space={"learning_rate": Range(1e-3, 1e-1), "weight_decay": WEIGHT_DECAY},
+    bounds=bounds(build, rho=Bounds(0.0)),
     reference=(
         "Foret et al. 2021 (arXiv 2010.01412), with Adam as the base. Clipping bounds the gradient that "
         "points to the worst point, not the one there."

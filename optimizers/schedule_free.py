@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from optimizers.recipe import ALLOWED, WEIGHT_DECAY, kernels
-from optimizers.spec import Allowed, Search, Spec
+from optimizers.recipe import WEIGHT_DECAY, kernels
+from optimizers.spec import Bounds, Range, Spec, bounds
 
 
 class ScheduleFreeState(NamedTuple):
@@ -89,13 +89,8 @@ def eval_params(opt_state: ScheduleFreeState, params: Any) -> Any:
 SPEC = Spec(
     name="schedule_free",
     build=build,
-    space={"learning_rate": Search(1e-3, 1e-1), "weight_decay": WEIGHT_DECAY},
-    allowed={
-        **ALLOWED,
-        "beta": Allowed(0.0, 1.0 + 1e-9),
-        "b2": Allowed(0.0, 1.0),
-        "eps": Allowed(0.0),
-    },
+    space={"learning_rate": Range(1e-3, 1e-1), "weight_decay": WEIGHT_DECAY},
+    bounds=bounds(build, beta=Bounds(0.0, 1.0 + 1e-9)),
     reference=(
         "Defazio et al. 2024 (arXiv 2405.15682). Keeps x and z, where optax keeps z and computes x from "
         "it and y, which beta = 0 forbids."

@@ -2,8 +2,8 @@
 
 import optax
 
-from optimizers.recipe import ALLOWED, WEIGHT_DECAY, in_recipe
-from optimizers.spec import Allowed, Search, Spec
+from optimizers.recipe import WEIGHT_DECAY, in_recipe
+from optimizers.spec import Range, Spec, bounds
 
 
 def direction(*, momentum: float = 0.9) -> optax.GradientTransformation:
@@ -17,7 +17,7 @@ SPEC = Spec(
     name="sgd",
     build=build,
     # Its direction is as long as the clipped gradient, not of entries near 1.
-    space={"learning_rate": Search(1e-2, 1.0), "weight_decay": WEIGHT_DECAY},
-    allowed={**ALLOWED, "momentum": Allowed(0.0, 1.0)},
+    space={"learning_rate": Range(1e-2, 1.0), "weight_decay": WEIGHT_DECAY},
+    bounds=bounds(build),
     reference="Sutskever et al. 2013, in the form of optax.sgd(nesterov=True).",
 )

@@ -2,8 +2,8 @@
 
 import optax
 
-from optimizers.recipe import ALLOWED, WEIGHT_DECAY, decay, height_above_zero
-from optimizers.spec import Allowed, Search, Spec
+from optimizers.recipe import WEIGHT_DECAY, decay, height_above_zero
+from optimizers.spec import Bounds, Range, Spec, bounds
 
 
 def build(
@@ -37,14 +37,8 @@ SPEC = Spec(
     name="sgd_line_search",
     build=build,
     # A share of the step that the line search takes.
-    space={"learning_rate": Search(1e-2, 1.0), "weight_decay": WEIGHT_DECAY},
-    allowed={
-        "learning_rate": ALLOWED["learning_rate"],
-        "weight_decay": ALLOWED["weight_decay"],
-        "warmup": ALLOWED["warmup"],
-        "longest": Allowed(1e-12),
-        "slope": Allowed(0.0, 1.0),
-    },
+    space={"learning_rate": Range(1e-2, 1.0), "weight_decay": WEIGHT_DECAY},
+    bounds=bounds(build, longest=Bounds(1e-12), slope=Bounds(0.0, 1.0)),
     reference="Vaswani et al. 2019 (arXiv 1905.09997), optax.scale_by_backtracking_linesearch.",
-    vectorizes=False,
+    vmappable=False,
 )

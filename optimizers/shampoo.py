@@ -22,36 +22,36 @@ import jax.numpy as jnp
 import optax
 from jax import Array, lax
 
-from optimizers import axes, blocks, grafting, sharding
-from optimizers.recipe import ALLOWED, WEIGHT_DECAY, in_recipe
-from optimizers.roots import METHODS, Method, inverse_roots
-from optimizers.spec import Allowed, Search, Spec
+from optimizers.parts import axes, blocks, grafting, sharding
+from optimizers.parts.roots import METHODS, Method, condition_numbers, inverse_roots
+from optimizers.recipe import WEIGHT_DECAY, in_recipe
+from optimizers.spec import Bounds, Range, Spec, bounds
 
 TOLERANCE = 0.1  # residual of a root above which the old one is kept; Google's threshold
 
 
-class Rule(NamedTuple):
+class Config(NamedTuple):
     """What is fixed when a step is compiled."""
 
     accumulate: Literal["average", "sum"]
-    interval: int
+    update_every: int  # steps from one renewal of a root to the next
     stagger: bool
-    power: int
-    relative: bool
+    root_order: int  # 0: twice the number of axes
+    relative: bool  # whether epsilon is relative to the largest eigenvalue
     method: Method
 
     @property
     def phases(self) -> int:
         """A root is renewed in one of this many consecutive renewals."""
-        return self.interval if self.stagger else 1
+        return self.update_every if self.stagger else 1
 
 
-class Numbers(NamedTuple):
-    """What a step is given beside arrays of blocks; the same on all devices."""
+class Traced(NamedTuple):
+    """Scalars that a step is given beside arrays of blocks; the same on all devices."""
 
     step: Array  # [] int32: updates before this one
     decay: Array  # []: of the statistics
-    ridge: Array  # []
+    epsilon: Array  # []: the ridge
 
 
 class Blocks(NamedTuple):
@@ -60,7 +60,7 @@ class Blocks(NamedTuple):
     With several devices K is padded to a multiple of their number, and divided over them.
     """
 
-    statistics: tuple[Array, ...]  # [K, d, d]; of an axis longer than `longest` the diagonal, [K, d]
+    statistics: tuple[Array, ...]  # [K, d, d]; of an axis longer than max_dim the diagonal, [K, d]
     roots: tuple[Array, ...]  # [K, d, d]; of such an axis nothing, [K, 0]
 
 
@@ -76,6 +76,7 @@ class ShampooState(NamedTuple):
     second_moment: Any  # the graft's, like the parameters; None where it has none
     blocks: tuple[Blocks, ...]  # one per shape of blocks
     failures: Array  # [] int32: roots that failed their check, so that the old ones were kept
+    ridge: Array  # []: for `diagnostics`
 
 
 def scale_by_shampoo(
@@ -132,9 +133,9 @@ def scale_by_shampoo(
     _require("accumulate", accumulate, ("average", "sum"))
     _require("method", method, METHODS)
     _require("graft", graft, ("none", *grafting.GRAFTS))
-    rule = Rule(accumulate, interval, stagger, power, relative, method)
+    config = Config(accumulate, interval, stagger, power, relative, method)
     kind = grafting.GRAFTS["sgd" if graft == "none" else graft]
-    start = max(start, rule.phases - 1)  # by then, every root has been renewed once
+    start = max(start, config.phases - 1)  # by then, every root has been renewed once
 
     def layout_of(tree: Any) -> blocks.Layout:
         shapes = [leaf.shape for leaf in jax.tree.leaves(tree)]
@@ -149,6 +150,7 @@ def scale_by_shampoo(
                 tuple(start_of(s, longest, initial) for s in layout_of(params).stacks)
             ),
             failures=jnp.zeros([], jnp.int32),
+            ridge=jnp.asarray(ridge, jnp.float32),
         )
 
     def update(grads: Any, state: ShampooState, params: Any = None) -> tuple[Any, ShampooState]:
@@ -160,14 +162,16 @@ def scale_by_shampoo(
 
         # Whole on every device, before each takes its share: otherwise the compiler cuts the gradients
         # themselves in shares, which do not match, and moves them about.
-        of_grads = sharding.whole(blocks.gather(jax.tree.leaves(grads), layout))
-        of_top = of_grads if b1 is None else sharding.whole(blocks.gather(jax.tree.leaves(top), layout))
-        numbers = Numbers(state.step, jnp.float32(shampoo_b2), jnp.float32(ridge))
+        grad_blocks = sharding.whole(blocks.gather(jax.tree.leaves(grads), layout))
+        to_precondition = (
+            grad_blocks if b1 is None else sharding.whole(blocks.gather(jax.tree.leaves(top), layout))
+        )
+        traced = Traced(state.step, jnp.float32(shampoo_b2), jnp.float32(ridge))
         (directions, kept), failed = sharding.on_each(
-            lambda *args: step_blocks(rule, layout.stacks, *args),
-            numbers,
-            of_grads,
-            of_top,
+            lambda *args: step_blocks(config, layout.stacks, *args),
+            traced,
+            grad_blocks,
+            to_precondition,
             state.blocks,
         )
 
@@ -178,102 +182,104 @@ def scale_by_shampoo(
         whole = [
             jnp.where(state.step < start, length, d) for length, d in zip(leaves, whole, strict=True)
         ]
-        state = ShampooState(count, average, moments, kept, state.failures + failed)
+        state = ShampooState(count, average, moments, kept, state.failures + failed, state.ridge)
         return jax.tree.unflatten(tree, whole), state
 
     return optax.GradientTransformation(init, update)
 
 
-def start_of(stack: blocks.Stack, longest: int, initial: float) -> Blocks:
+def start_of(stack: blocks.Stack, max_dim: int, initial: float) -> Blocks:
     """Statistics initial * I, roots I."""
     k = stack.size
 
     def eye(d: int) -> Array:
-        return jnp.ones((k, d)) if d > longest else jnp.broadcast_to(jnp.eye(d), (k, d, d))
+        return jnp.ones((k, d)) if d > max_dim else jnp.broadcast_to(jnp.eye(d), (k, d, d))
 
     return Blocks(
         statistics=tuple(initial * eye(d) for d in stack.shape),
-        roots=tuple(jnp.zeros((k, 0)) if d > longest else eye(d) for d in stack.shape),
+        roots=tuple(jnp.zeros((k, 0)) if d > max_dim else eye(d) for d in stack.shape),
     )
 
 
 def step_blocks(
-    rule: Rule,
+    config: Config,
     stacks: Sequence[blocks.Stack],
-    numbers: Numbers,
-    of_grads: Sequence[Array],
-    of_top: Sequence[Array],
+    traced: Traced,
+    grad_blocks: Sequence[Array],
+    to_precondition: Sequence[Array],
     kept: Sequence[Blocks],
 ) -> tuple[tuple[tuple[Array, ...], tuple[Blocks, ...]], Array]:
     """Statistics, roots, directions; on one device, of its share of the blocks.
 
     Args:
-      rule: how.
+      config: how.
       stacks: of all devices; the order of axes and blocks.
-      numbers: of this step.
-      of_grads: blocks of the gradient, per stack [K, ...].
-      of_top: blocks of what is preconditioned.
+      traced: of this step.
+      grad_blocks: blocks of the gradient, per stack [K, ...].
+      to_precondition: blocks of what is preconditioned.
       kept: from the step before.
 
     Returns:
       (directions per stack [K, ...], what is kept), and how many roots failed on all devices.
     """
-    kept = renew_statistics(rule, numbers, of_grads, kept)
-    if rule.interval == rule.phases:
-        roots, failed = renew(rule, stacks, numbers, kept)
+    kept = renew_statistics(config, traced, grad_blocks, kept)
+    if config.update_every == config.phases:
+        roots, failed = renew(config, stacks, traced, kept)
     else:
         # Only roots come out of the branch: what does is copied.
         roots, failed = lax.cond(
-            numbers.step % rule.interval == 0,
-            lambda kept: renew(rule, stacks, numbers, kept),
+            traced.step % config.update_every == 0,
+            lambda kept: renew(config, stacks, traced, kept),
             lambda kept: ([b.roots for b in kept], jnp.zeros([], jnp.int32)),
             kept,
         )
     kept = [b._replace(roots=r) for b, r in zip(kept, roots, strict=True)]
-    directions = precondition_all(rule, numbers, of_top, kept)
+    directions = precondition_all(config, traced, to_precondition, kept)
     return (directions, tuple(kept)), sharding.total(failed)
 
 
 def renew_statistics(
-    rule: Rule, numbers: Numbers, of_grads: Sequence[Array], kept: Sequence[Blocks]
+    config: Config, traced: Traced, grad_blocks: Sequence[Array], kept: Sequence[Blocks]
 ) -> list[Blocks]:
     """`statistics` of all blocks."""
     return [
-        b._replace(statistics=_each_block(lambda g, s: statistics(rule, numbers, g, s), g, b.statistics))
-        for g, b in zip(of_grads, kept, strict=True)
+        b._replace(
+            statistics=_each_block(lambda g, s: statistics(config, traced, g, s), g, b.statistics)
+        )
+        for g, b in zip(grad_blocks, kept, strict=True)
     ]
 
 
 def precondition_all(
-    rule: Rule, numbers: Numbers, of_top: Sequence[Array], kept: Sequence[Blocks]
+    config: Config, traced: Traced, to_precondition: Sequence[Array], kept: Sequence[Blocks]
 ) -> tuple[Array, ...]:
     """`precondition` of all blocks."""
     return tuple(
-        _each_block(lambda m, b: precondition(rule, numbers, m, b), m, b)
-        for m, b in zip(of_top, kept, strict=True)
+        _each_block(lambda m, b: precondition(config, traced, m, b), m, b)
+        for m, b in zip(to_precondition, kept, strict=True)
     )
 
 
-def statistics(rule: Rule, numbers: Numbers, g: Array, old: tuple[Array, ...]) -> tuple[Array, ...]:
+def statistics(config: Config, traced: Traced, g: Array, old: tuple[Array, ...]) -> tuple[Array, ...]:
     """Of one block: per axis [d, d] (or its diagonal [d]) of G with the other axes summed over."""
-    keep, take = (1.0, 1.0) if rule.accumulate == "sum" else (numbers.decay, 1 - numbers.decay)
+    keep, take = (1.0, 1.0) if config.accumulate == "sum" else (traced.decay, 1 - traced.decay)
     new = []
     for axis, statistic in enumerate(old):
         new.append(keep * statistic + take * axes.gram(g, axis, diagonal=statistic.ndim == 1))
     return tuple(new)
 
 
-def precondition(rule: Rule, numbers: Numbers, m: Array, kept: Blocks) -> Array:
+def precondition(config: Config, traced: Traced, m: Array, kept: Blocks) -> Array:
     """One block, multiplied along each axis by the axis' root."""
     for axis, (statistic, root) in enumerate(zip(*kept, strict=True)):
         if statistic.ndim == 1:
-            power = rule.power or 2 * m.ndim
-            root = _diagonal_root(statistic, power, numbers.ridge, rule.relative)
+            root_order = config.root_order or 2 * m.ndim
+            root = _diagonal_root(statistic, root_order, traced.epsilon, config.relative)
         m = axes.along(root, m, axis)
     return m
 
 
-class Member(NamedTuple):
+class MatrixGroup(NamedTuple):
     """The matrices of one axis of one stack, among all matrices of one size."""
 
     stack: int
@@ -281,7 +287,7 @@ class Member(NamedTuple):
     first: int  # number of its first matrix
     size: int  # how many there are, on all devices
     share: int  # how many a device keeps, with padding
-    power: int
+    root_order: int
 
     def turn(self, device: Array, phase: Array, phases: int) -> tuple[Array, Array]:
         """Which of a device's share are renewed in a phase, and whether that many are: [m], [m]."""
@@ -290,23 +296,23 @@ class Member(NamedTuple):
         return index, (index < self.share) & (begin + index < self.size)
 
 
-def members_by_size(
-    rule: Rule, stacks: Sequence[blocks.Stack], kept: Sequence[Blocks]
-) -> list[list[Member]]:
+def groups_by_size(
+    config: Config, stacks: Sequence[blocks.Stack], kept: Sequence[Blocks]
+) -> list[list[MatrixGroup]]:
     """All matrices, those of one size numbered through, whichever stack and axis they are from."""
-    sizes: dict[int, list[Member]] = {}
+    sizes: dict[int, list[MatrixGroup]] = {}
     for i, (stack, b) in enumerate(zip(stacks, kept, strict=True)):
         for axis, statistic in enumerate(b.statistics):
             if statistic.ndim == 3:
-                members = sizes.setdefault(statistic.shape[-1], [])
-                first = members[-1].first + members[-1].size if members else 0
-                power = rule.power or 2 * len(stack.shape)
-                members.append(Member(i, axis, first, stack.size, len(statistic), power))
+                groups = sizes.setdefault(statistic.shape[-1], [])
+                first = groups[-1].first + groups[-1].size if groups else 0
+                root_order = config.root_order or 2 * len(stack.shape)
+                groups.append(MatrixGroup(i, axis, first, stack.size, len(statistic), root_order))
     return list(sizes.values())
 
 
 def renew(
-    rule: Rule, stacks: Sequence[blocks.Stack], numbers: Numbers, kept: Sequence[Blocks]
+    config: Config, stacks: Sequence[blocks.Stack], traced: Traced, kept: Sequence[Blocks]
 ) -> tuple[list[tuple[Array, ...]], Array]:
     """The roots of each stack, renewed where it is their turn and they pass; and how many did not.
 
@@ -314,28 +320,30 @@ def renew(
     size are one batch.
     """
     roots = [list(b.roots) for b in kept]
-    phases, phase, device = rule.phases, numbers.step % rule.phases, sharding.device()
+    phases, phase, device = config.phases, traced.step % config.phases, sharding.device()
     failures = jnp.zeros([], jnp.int32)
-    for members in members_by_size(rule, stacks, kept):
-        turns = [m.turn(device, phase, phases) for m in members]
+    for groups in groups_by_size(config, stacks, kept):
+        turns = [m.turn(device, phase, phases) for m in groups]
         found = [
             kept[m.stack].statistics[m.axis].at[index].get(mode="clip")
-            for m, (index, _) in zip(members, turns, strict=True)
+            for m, (index, _) in zip(groups, turns, strict=True)
         ]
-        powers = [jnp.full(len(index), m.power) for m, (index, _) in zip(members, turns, strict=True)]
+        powers = [
+            jnp.full(len(index), m.root_order) for m, (index, _) in zip(groups, turns, strict=True)
+        ]
         due = jnp.concatenate([d for _, d in turns])
         new, residuals = inverse_roots(
             jnp.concatenate(found),
             jnp.concatenate(powers),
             due,
-            numbers.ridge,
-            relative=rule.relative,
-            method=rule.method,
+            traced.epsilon,
+            relative=config.relative,
+            method=config.method,
         )
         passed = due & (residuals <= TOLERANCE)
         failures += jnp.sum(due & ~passed)
         first = 0
-        for m, (index, _) in zip(members, turns, strict=True):
+        for m, (index, _) in zip(groups, turns, strict=True):
             part = slice(first, first + len(index))
             first += len(index)
             target = jnp.where(passed[part], index, m.share)
@@ -352,10 +360,10 @@ def _average(decay: float | None, grads: Any, old: Any, count: Array) -> tuple[A
     return new, jax.tree.map(lambda m: m / (1 - decay**count), new)
 
 
-def _diagonal_root(statistic: Array, power: int, ridge: Array, relative: bool) -> Array:
+def _diagonal_root(statistic: Array, root_order: int, epsilon: Array, relative: bool) -> Array:
     """(s + r)^(-1/p) of a diagonal [d]; 1 where that is of nothing."""
-    ridged = statistic + (ridge * jnp.max(statistic) if relative else ridge)
-    return jnp.where(jnp.max(ridged) > 0, ridged, 1.0) ** (-1 / power)
+    ridged = statistic + (epsilon * jnp.max(statistic) if relative else epsilon)
+    return jnp.where(jnp.max(ridged) > 0, ridged, 1.0) ** (-1 / root_order)
 
 
 def _each_block(f: Callable[..., Any], *arguments: Any) -> Any:
@@ -405,27 +413,50 @@ def direction(
     )
 
 
+def diagnostics(opt_state: Any) -> dict[str, Array]:
+    """How the roots fare: how many failed so far, and how badly conditioned the statistics are.
+
+    Args:
+      opt_state: of `build`, whose ridge is relative.
+
+    Returns:
+      failed_roots: roots that failed their check, since the first step.
+      condition_number: the largest of a statistic with its ridge; at most 1 + 1 / ridge.
+    """
+    leaves = jax.tree.leaves(opt_state, is_leaf=lambda x: isinstance(x, ShampooState))
+    (state,) = [leaf for leaf in leaves if isinstance(leaf, ShampooState)]
+    by_size: dict[tuple[int, ...], list[Array]] = {}
+    for statistic in (s for b in sharding.whole(state.blocks) for s in b.statistics):
+        by_size.setdefault(statistic.shape[1:], []).append(statistic)
+    found = []
+    for size, statistics_of_size in by_size.items():
+        stack = jnp.concatenate(statistics_of_size)
+        of_each = condition_numbers if len(size) == 2 else _diagonal_condition_numbers
+        found.append(jnp.max(of_each(stack, state.ridge)))
+    return {
+        "failed_roots": state.failures,
+        "condition_number": jnp.max(jnp.stack([jnp.float32(1), *found])),
+    }
+
+
+def _diagonal_condition_numbers(diagonals: Array, ridge: Array) -> Array:
+    """Of diagonals [k, d], with a relative ridge: [k]."""
+    most, least = jnp.max(diagonals, 1), jnp.min(diagonals, 1)
+    return jnp.where(most > 0, (1 + ridge) / (least / jnp.where(most > 0, most, 1.0) + ridge), 1.0)
+
+
 build = in_recipe(direction, learning_rate=0.0195, weight_decay=5.5e-06)
 
 SPEC = Spec(
     name="shampoo",
     build=build,
-    space={"learning_rate": Search(1e-3, 1e-1), "weight_decay": WEIGHT_DECAY},
-    allowed={
-        **ALLOWED,
-        "b1": Allowed(0.0, 1.0),
-        "b2": Allowed(0.0, 1.0),
-        "shampoo_b2": Allowed(0.0, 1.0),
-        "interval": Allowed(1),
-        "block": Allowed(1),
-        "ridge": Allowed(1e-12),
-        "power": Allowed(0),
-        "start": Allowed(0),
-    },
+    space={"learning_rate": Range(1e-3, 1e-1), "weight_decay": WEIGHT_DECAY},
+    bounds=bounds(build, power=Bounds(0)),
     reference=(
         "Gupta, Koren and Singer 2018 (arXiv 1802.09568), with averages instead of sums; blocks, "
         "grafting, roots at an interval and their check as in Anil et al. 2020 (arXiv 2002.09018); "
         "momentum before the preconditioner, Adam's length: as in Shi et al. 2023 (arXiv 2309.06497). "
         "Ours: roots staggered over the steps, the graft's direction until all have been computed."
     ),
+    diagnostics=diagnostics,
 )

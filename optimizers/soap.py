@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import optax
 from jax import Array, lax
 
-from optimizers.axes import along, gram
-from optimizers.blocks import merge
-from optimizers.recipe import ALLOWED, WEIGHT_DECAY, in_recipe
-from optimizers.roots import eigenvectors
-from optimizers.spec import Allowed, Search, Spec
+from optimizers.parts.axes import along, gram
+from optimizers.parts.blocks import merge
+from optimizers.parts.roots import eigenvectors
+from optimizers.recipe import WEIGHT_DECAY, in_recipe
+from optimizers.spec import Bounds, Range, Spec, bounds
 
 Matrices = tuple[Array, ...]  # of the turned axes, in order: [d, d]
 
@@ -150,16 +150,8 @@ build = in_recipe(direction, learning_rate=0.00821, weight_decay=1.19e-05)
 SPEC = Spec(
     name="soap",
     build=build,
-    space={"learning_rate": Search(1e-3, 1e-1), "weight_decay": WEIGHT_DECAY},
-    allowed={
-        **ALLOWED,
-        "b1": Allowed(0.0, 1.0),
-        "b2": Allowed(0.0, 1.0),
-        "shampoo_b2": Allowed(0.0, 1.0),
-        "eps": Allowed(0.0),
-        "interval": Allowed(0),
-        "longest": Allowed(1),
-    },
+    space={"learning_rate": Range(1e-3, 1e-1), "weight_decay": WEIGHT_DECAY},
+    bounds=bounds(build, interval=Bounds(0)),
     reference=(
         "Vyas et al. 2024 (arXiv 2409.11321). Bases by eigendecomposition, where theirs take one QR "
         "step from the old ones."

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import optax
 from jax import Array, lax
 
-from optimizers.recipe import ALLOWED, WEIGHT_DECAY, in_recipe
-from optimizers.spec import Allowed, Search, Spec
+from optimizers.recipe import WEIGHT_DECAY, in_recipe
+from optimizers.spec import Bounds, Range, Spec, bounds
 
 
 class SophiaState(NamedTuple):
@@ -86,15 +86,8 @@ SPEC = Spec(
     name="sophia",
     build=build,
     # A third of Adam's range: many entries of its direction are at their limit, 1.
-    space={"learning_rate": Search(3e-4, 3e-2), "weight_decay": WEIGHT_DECAY},
-    allowed={
-        **ALLOWED,
-        "b1": Allowed(0.0, 1.0),
-        "b2": Allowed(0.0, 1.0),
-        "gamma": Allowed(0.0),
-        "interval": Allowed(1),
-        "eps": Allowed(1e-30),
-    },
+    space={"learning_rate": Range(3e-4, 3e-2), "weight_decay": WEIGHT_DECAY},
+    bounds=bounds(build, gamma=Bounds(0.0), eps=Bounds(1e-30)),
     reference=(
         "Liu et al. 2023 (arXiv 2305.14342), Sophia-G. The curvature is of the cross-entropy at "
         "temperature 1, also where the task's loss has another: gamma takes the factor."

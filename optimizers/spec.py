@@ -1,20 +1,20 @@
-"""What an optimizer tells about itself beside `build`."""
+"""What an optimizer says about itself beside `build`."""
 
 import dataclasses
+import inspect
 import math
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import optax
+from jax import Array
 
 EvalParams = Callable[[Any, Any], Any]  # opt_state, params -> the parameters to evaluate
+Diagnostics = Callable[[Any], Mapping[str, Array]]  # opt_state -> name -> scalar
 
 
-class OptimizerError(ValueError):
-    """An optimizer cannot be had as asked for; one line that names the value and the way out."""
-
-
-class Search(NamedTuple):
+class Range(NamedTuple):
     """The range in which a hyperparameter is searched."""
 
     low: float
@@ -22,7 +22,7 @@ class Search(NamedTuple):
     log: bool = True
 
 
-class Allowed(NamedTuple):
+class Bounds(NamedTuple):
     """The values that a hyperparameter can have at all: low <= value < high."""
 
     low: float
@@ -30,6 +30,33 @@ class Allowed(NamedTuple):
 
     def __str__(self) -> str:
         return f">= {self.low:g}" + ("" if self.high == math.inf else f" and < {self.high:g}")
+
+
+SHARED: Mapping[str, Bounds] = MappingProxyType(  # of hyperparameters that several optimizers have
+    {
+        "learning_rate": Bounds(0.0),
+        "weight_decay": Bounds(0.0),
+        "warmup": Bounds(0.0, 1.0),
+        "clip": Bounds(1e-6),
+        "momentum": Bounds(0.0, 1.0),
+        "b1": Bounds(0.0, 1.0),
+        "b2": Bounds(0.0, 1.0),
+        "shampoo_b2": Bounds(0.0, 1.0),
+        "eps": Bounds(0.0),
+        "ridge": Bounds(1e-12),
+        "interval": Bounds(1),
+        "start": Bounds(0),
+        "block": Bounds(1),
+        "merge": Bounds(1),
+        "longest": Bounds(1),
+    }
+)
+
+
+def bounds(build: Callable[..., Any], **own: Bounds) -> dict[str, Bounds]:
+    """The bounds of an optimizer: SHARED where `build` has such a hyperparameter, and its own."""
+    names = inspect.signature(build).parameters
+    return {name: SHARED[name] for name in names if name in SHARED} | own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,17 +69,21 @@ class Spec:
         defaults are its keyword-only arguments.
       space: hyperparameter -> range to search. The field's learning rates have two decades each, Adam's
         0.001 to 0.1, others around what makes steps as long; a comment says why.
-      allowed: hyperparameter -> values outside of which it is refused.
+      bounds: hyperparameter -> values outside of which it is refused; `bounds(build)` has those of
+        common names.
       reference: paper and code, and where this differs.
       eval_params: for methods that are evaluated elsewhere than where they step.
-      vectorizes: whether several trials run well under `jax.vmap`. Not those whose loops would go on for
-        all until the slowest is done, such as line searches: on accelerators they learn one by one.
+      vmappable: whether several trials run well under `jax.vmap`. Not those whose loops would go on for
+        all until the slowest is done, such as line searches: on accelerators these run one by one.
+      diagnostics: the optimizer's state -> what it says about its work: name -> scalar. Read off the
+        clock, where a trial is measured; it changes nothing about training.
     """
 
     name: str
     build: Callable[..., optax.GradientTransformation]
-    space: Mapping[str, Search] = dataclasses.field(default_factory=dict)
-    allowed: Mapping[str, Allowed] = dataclasses.field(default_factory=dict)
+    space: Mapping[str, Range] = dataclasses.field(default_factory=dict)
+    bounds: Mapping[str, Bounds] = dataclasses.field(default_factory=dict)
     reference: str = ""
     eval_params: EvalParams | None = None
-    vectorizes: bool = True
+    vmappable: bool = True
+    diagnostics: Diagnostics | None = None

@@ -266,13 +266,13 @@ def test_the_best_of_a_study_is_the_first_at_the_target(tiny, tmp_path):
 )
 def test_bad_input_to_a_sweep(command, tiny_task, tmp_path, monkeypatch, words, told):
     spaces = {
-        "EMPTY": "{'learning_rate': Search(0.1, 0.1)}",
-        "NEGATIVE": "{'learning_rate': Search(-1.0, 0.1)}",
+        "EMPTY": "{'learning_rate': Range(0.1, 0.1)}",
+        "NEGATIVE": "{'learning_rate': Range(-1.0, 0.1)}",
         "NONE": "{}",
     }
     for name, space in spaces.items():
         (tmp_path / f"{name}.py").write_text(
-            "import optax\nfrom optimizers.spec import Search, Spec\n"
+            "import optax\nfrom optimizers.spec import Range, Spec\n"
             "def build(total_steps, *, learning_rate=0.05):\n    return optax.sgd(learning_rate)\n"
             f"SPEC = Spec(name={name!r}, build=build, space={space})\n"
         )

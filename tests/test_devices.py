@@ -87,7 +87,7 @@ assert set(found) == {"all-reduce", "collective-permute"}
 """
 SHAMPOO = """
 assert set(found) == {"all-reduce", "collective-permute", "all-gather"}
-from optimizers import blocks
+from optimizers.parts import blocks
 layout = blocks.cut([leaf.shape for leaf in shapes], 128, 4096, 8192)
 assert len(found["all-gather"]) <= len(layout.stacks)
 padded = sum(4 * (s.size + -s.size % 8) * math.prod(s.shape) for s in layout.stacks)

@@ -9,7 +9,8 @@ import numpy as np
 import optax
 import pytest
 
-from optimizers import blocks, grafting, roots
+from optimizers import registry, shampoo
+from optimizers.parts import blocks, grafting, roots
 from optimizers.shampoo import scale_by_shampoo
 
 SHAPES = {"matrix": (6, 4), "vector": (5,), "convolution": (2, 2, 3, 4), "scalar": ()}
@@ -296,6 +297,58 @@ def test_a_root_that_fails_keeps_the_old_one_and_is_counted():
     for old, new in zip(before.blocks, after.blocks, strict=True):
         same = [np.array_equal(a, b) for a, b in zip(old.roots, new.roots, strict=True)]
         assert same == ([True, True] if len(same) == 2 else [False])
+
+
+def test_a_singular_statistic_without_a_ridge_has_no_root_and_is_counted():
+    """One gradient of rank one: L and R have rank one, and R of a vector as long as 1 has full rank."""
+    optimizer = scale_by_shampoo(interval=1, ridge=0.0)
+    grads = {"w": jnp.outer(jnp.arange(1.0, 5.0), jnp.arange(1.0, 4.0)), "v": jnp.ones(1)}
+    _, state = jax.jit(optimizer.update)(grads, optimizer.init(grads))
+    assert shampoo.diagnostics((state,))["failed_roots"] == 2
+    _, state = jax.jit(optimizer.update)(grads, state)
+    assert shampoo.diagnostics((state,))["failed_roots"] == 4
+
+
+@pytest.mark.parametrize("ridge", [1e-6, 1e-2])
+def test_the_condition_number_is_the_largest_of_all_statistics(ridge):
+    """Matrices of two sizes and a diagonal, all of known spectra; blocks that are still zero are I."""
+    optimizer = scale_by_shampoo(ridge=ridge, longest=40)
+    state = optimizer.init({"w": jnp.zeros((24, 6)), "v": jnp.zeros(6), "long": jnp.zeros(50)})
+    assert shampoo.diagnostics((state,))["condition_number"] == 1
+
+    def with_statistics(large, small, diagonal):
+        made = {24: with_condition(large, 1, 24), 6: with_condition(small, 1, 6)}
+        line = np.logspace(0, -np.log10(diagonal), 50)[None]
+        blocks = tuple(
+            b._replace(statistics=tuple(jnp.float32(made.get(s.shape[1], line)) for s in b.statistics))
+            for b in state.blocks
+        )
+        return (state._replace(blocks=blocks),)
+
+    for conditions in [(1e4, 10, 100), (10, 1e4, 100), (10, 100, 1e4)]:
+        found = jax.jit(shampoo.diagnostics)(with_statistics(*conditions))["condition_number"]
+        np.testing.assert_allclose(found, (1 + ridge) / (1e-4 + ridge), rtol=1e-3)
+    singular = shampoo.diagnostics(with_statistics(1e30, 1, 1))["condition_number"]
+    np.testing.assert_allclose(singular, (1 + ridge) / ridge, rtol=0.2)
+
+
+def test_vmapped_condition_numbers_are_those_of_each():
+    matrices = jnp.float32(np.stack([with_condition(1e6), with_condition(1e2)]))
+    found = jax.jit(jax.vmap(lambda m: roots.condition_numbers(m, 1e-8)))(matrices)
+    np.testing.assert_allclose(found, [[1e6] * 3, [1e2] * 3], rtol=0.2)
+
+
+def test_diagnostics_are_those_of_a_trials_state():
+    spec = registry.find("shampoo")
+    params = {"kernel": jnp.ones((4, 3)), "bias": jnp.ones(3)}
+    optimizer = spec.build(10)
+    _, state = optimizer.update(params, optimizer.init(params), params)
+    found = spec.diagnostics(state)
+    assert {name: value.shape for name, value in found.items()} == {
+        "failed_roots": (), "condition_number": (),
+    }  # fmt: skip
+    assert found["failed_roots"] == 0
+    assert found["condition_number"] > 1e5
 
 
 def test_shampoo_of_diagonal_matrices_is_adagrad():

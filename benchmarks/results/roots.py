@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.commands import serve
-from optimizers.roots import inverse_roots
+from optimizers.parts.roots import inverse_roots
 
 RIDGE, SIZE, MATRICES = 1e-6, 128, 8
 

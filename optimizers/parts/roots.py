@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from optimizers.axes import product
+from optimizers.parts.axes import product
 
 Method = Literal["auto", "eigh", "newton"]
 METHODS: tuple[Method, ...] = ("auto", "eigh", "newton")
@@ -107,6 +107,27 @@ def eigenvectors(matrices: Array, wanted: Array) -> Array:
 
     zeros = jnp.zeros(len(matrices))
     return _batched(of_one, relative=True)(matrices, zeros, wanted, zeros)[0]
+
+
+def condition_numbers(matrices: Array, ridge: float | Array) -> Array:
+    """Largest over smallest eigenvalue of each A + r I, of symmetric matrices [k, d, d]; of zero, 1.
+
+    By the same way as roots, in float64. The ridge r is `ridge` times the largest eigenvalue of A.
+    """
+
+    def of_one(matrix: Array, power: Array, ridge: Array, relative: bool) -> tuple[Array, Array]:
+        del power, relative
+        with jax.enable_x64(True):
+            a, r = (lax.convert_element_type(x, jnp.float64) for x in (matrix, ridge))
+            values = jnp.maximum(jnp.linalg.eigvalsh(a), 0)
+            top = values[-1]
+            ratio = jnp.where(top > 0, (1 + r) * top / (values[0] + r * top), 1.0)
+            return matrix, lax.convert_element_type(ratio, jnp.float32)
+
+    count = len(matrices)
+    ridges = jnp.broadcast_to(jnp.asarray(ridge, jnp.float32), (count,))
+    everything = jnp.full(count, True)
+    return _batched(of_one, relative=True)(matrices, jnp.zeros(count), everything, ridges)[1]
 
 
 def _by_eigh(matrix: Array, power: Array, ridge: Array, relative: bool) -> tuple[Array, Array]:

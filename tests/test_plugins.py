@@ -1,0 +1,289 @@
+"""Users' files, and checksums of what has source in files, in notebooks, or in what is bound to it."""
+
+import functools
+import linecache
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from optimizers import registry
+from optimizers.recipe import in_recipe
+from testbed import plugins
+from testbed.errors import RequestError
+from testbed.plugins import load_file, source_sha256
+
+
+@pytest.fixture(autouse=True)
+def _restored(monkeypatch):
+    """Files of one test are not on the path of the next."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        if name.startswith((plugins.PREFIX, "helper")):
+            del sys.modules[name]
+
+
+def sha(obj):
+    return source_sha256(obj, "it")
+
+
+def notebook(*cells):
+    """The names that cells define, as IPython runs them: their source is in linecache alone."""
+    names = {"__name__": "__main__"}
+    for number, cell in enumerate(cells):
+        file = f"<ipython-input-{number}-{abs(hash(cell))}>"
+        linecache.cache[file] = (len(cell), None, cell.splitlines(keepends=True), file)
+        exec(compile(cell, file, "exec"), names)  # noqa: S102 (our own text)
+    return names
+
+
+MINE = "import helper_a\ndef build(total_steps, *, learning_rate=0.1):\n    return helper_a.make()\n"
+HELPERS = {
+    "mine.py": MINE,
+    "helper_a.py": "from helper_b import inner\ndef make():\n    return inner.VALUE\n",
+    "helper_b/__init__.py": '"""Nothing but this."""\n',
+    "helper_b/inner.py": "VALUE = 1\n",
+    "unused.py": "VALUE = 1\n",
+}
+
+
+def write(folder, files=HELPERS, **changed):
+    for name, text in {**files, **changed}.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return folder / "mine.py"
+
+
+# Files
+
+
+def test_a_file_can_import_the_modules_beside_it_also_when_it_is_used(tmp_path):
+    write(tmp_path, {"mine.py": "def build():\n    import helper_late\n    return helper_late.VALUE\n"})
+    write(tmp_path, {"helper_late.py": "VALUE = 7\n"})
+    assert load_file("--opt", tmp_path / "mine.py").build() == 7
+
+
+def test_two_files_of_one_name_do_not_collide_and_nor_do_their_helpers(tmp_path):
+    for number in (1, 2):
+        write(tmp_path / str(number), **{"helper_b/inner.py": f"VALUE = {number}\n"})
+    one, two = (load_file("--opt", tmp_path / str(number) / "mine.py") for number in (1, 2))
+    assert (one.build(1), two.build(1)) == (1, 2)
+    assert one.__name__ != two.__name__
+
+
+def test_a_file_is_loaded_anew_each_time_with_its_helpers(tmp_path):
+    file = write(tmp_path)
+    assert load_file("--opt", file).build(1) == 1
+    write(tmp_path, **{"helper_b/inner.py": "VALUE = 2\n"})
+    assert load_file("--opt", file).build(1) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("raise RuntimeError('two\\nlines')", "importing it raised RuntimeError: two lines"),
+        ("import helper_missing", "importing it raised ModuleNotFoundError"),
+        ("def", "importing it raised SyntaxError"),
+        ("import sys\nsys.exit(0)", "importing it raised SystemExit"),
+    ],
+)
+def test_a_file_that_cannot_be_imported_is_one_line(tmp_path, text, message):
+    path = list(sys.path)
+    with pytest.raises(RequestError, match=message) as caught:
+        load_file("--task", write(tmp_path, {"mine.py": text}))
+    assert str(caught.value).startswith(f"--task {tmp_path}/mine.py: ")
+    assert "\n" not in str(caught.value)
+    assert sys.path == path
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("other.py", "no such file"), ("mine.txt", "must end in .py")]
+)
+def test_what_is_no_python_file_is_refused(tmp_path, name, message):
+    write(tmp_path, {"mine.txt": ""})
+    with pytest.raises(RequestError, match=message):
+        load_file("--opt", tmp_path / name)
+
+
+# Checksums of files
+
+
+def test_the_same_files_in_another_folder_have_the_same_checksum(tmp_path):
+    files = [write(tmp_path / folder) for folder in ("here", "there")]
+    one, two = (sha(load_file("--opt", file).build) for file in files)
+    assert one == two
+
+
+@pytest.mark.parametrize("changed", ["mine.py", "helper_a.py", "helper_b/inner.py"])
+def test_an_edited_file_or_helper_has_another_checksum(tmp_path, changed):
+    file = write(tmp_path)
+    before = sha(load_file("--opt", file).build)
+    write(tmp_path, {changed: HELPERS[changed] + "# edited\n"})
+    assert sha(load_file("--opt", file).build) != before
+
+
+def test_what_a_file_does_not_import_is_not_in_its_checksum(tmp_path):
+    file = write(tmp_path)
+    before = sha(load_file("--opt", file).build)
+    write(tmp_path, {"unused.py": "VALUE = 2\n", "helper_b/__init__.py": '"""Other words."""\n'})
+    assert sha(load_file("--opt", file).build) == before
+    write(tmp_path, {"helper_b/__init__.py": "import os\n"})
+    assert sha(load_file("--opt", file).build) != before
+
+
+def test_helpers_by_relative_imports_and_inside_functions_count(tmp_path):
+    files = {
+        "mine.py": "def build():\n    from helper_b import outer\n    return outer.inner.VALUE\n",
+        "helper_b/__init__.py": "",
+        "helper_b/outer.py": "from . import inner\n",
+        "helper_b/inner.py": "VALUE = 1\n",
+    }
+    before = sha(load_file("--opt", write(tmp_path, files)).build)
+    write(tmp_path, {"helper_b/inner.py": "VALUE = 2\n"})
+    assert sha(load_file("--opt", tmp_path / "mine.py").build) != before
+
+
+def files_of(obj):
+    seen = set()
+    list(plugins._pieces(obj, "it", seen))
+    return {"/".join(path.parts[-2:]) for path in seen if hasattr(path, "parts")}
+
+
+def test_a_files_checksum_has_our_optimizers_that_it_imports_and_not_the_testbed(tmp_path):
+    text = "from optimizers import shampoo\nfrom testbed import errors\nbuild = shampoo.build\n"
+    file = write(tmp_path, {"mine.py": text + "def other():\n    pass\n"})
+    found = files_of(load_file("--opt", file).other)
+    assert {"optimizers/shampoo.py", "parts/roots.py", "optimizers/recipe.py"} <= found
+    assert not {"testbed/errors.py", "optimizers/adam.py", "optimizers/registry.py"} & found
+
+
+# Of notebooks
+
+
+BUILD = """
+import optax
+
+def scale(x):
+    return x * factor
+
+class Rule:
+    power = 2
+    def twice(self, x):
+        return 2 * x
+
+def build(total_steps, *, learning_rate=0.1):
+    return optax.sgd(scale(learning_rate) + Rule().twice(offset[0]))
+"""
+UNRELATED = "\nfactor = 3\noffset = [0.0]\ndef other():\n    return object()\nnet = object()\n"
+
+
+def test_an_edited_notebook_function_has_another_checksum_and_an_unrelated_cell_changes_none():
+    one = sha(notebook(BUILD + UNRELATED)["build"])
+    assert sha(notebook("factor = 3; offset = [0.0]", BUILD)["build"]) == one
+    for old, new in (
+        ("+ Rule", "- Rule"), ("x * factor", "x / factor"), ("2 * x", "3 * x"),
+        ("power = 2", "power = 3"),
+        ("factor = 3", "factor = 4"), ("offset = [0.0]", "offset = [1.0]"),
+    ):  # fmt: skip
+        assert sha(notebook((BUILD + UNRELATED).replace(old, new))["build"]) != one, old
+
+
+def test_a_notebook_function_behind_our_recipe_counts():
+    cells = [
+        f"import optax\ndef direction(*, b1=0.9):\n    return optax.scale({k} * b1)\n" for k in (1, 2)
+    ]
+    builds = [in_recipe(notebook(cell)["direction"], learning_rate=0.1) for cell in cells]
+    assert sha(builds[0]) != sha(builds[1])
+
+
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        (
+            "lock = open('/dev/null')\ndef build():\n    return lock",
+            "build, which reads lock: no checksum",
+        ),
+        ("loop = []\nloop.append(loop)\ndef build():\n    return loop", "contains itself"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_what_cannot_be_named_is_refused_in_one_line(cell, message):
+    with pytest.raises(RequestError, match=message) as caught:
+        source_sha256(notebook(cell)["build"], "build")
+    assert "put " in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_function_without_source_is_refused():
+    names = {"__name__": "__main__"}
+    exec("def build(): pass", names)  # noqa: S102 (our own text)
+    with pytest.raises(RequestError, match="its source cannot be found"):
+        sha(names["build"])
+
+
+# Of what is bound
+
+
+def make(rate, array=None):
+    def build(total_steps):
+        return optax.sgd(rate if array is None else array[0])
+
+    return build
+
+
+class Callable:
+    def __init__(self, rate):
+        self.rate = rate
+
+    def __call__(self, total_steps):
+        return optax.sgd(self.rate)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        lambda rate: functools.partial(make, rate),
+        lambda rate: functools.partial(make, rate=rate),
+        lambda rate: functools.partial(make, {"rates": (rate, {3})}),
+        lambda rate: functools.partial(make, jnp.array([rate, 1.0])),
+        lambda rate: functools.partial(make, np.array([rate, 1.0])),
+        lambda rate: functools.partial(make, make(rate)),
+        lambda rate: make(rate),
+        lambda rate: make(0.0, np.full(3, rate)),
+        lambda rate: Callable(rate),
+        lambda rate: Callable(rate).__call__,
+        lambda rate: optax.adam(rate),
+        lambda rate: optax.MultiSteps(optax.sgd(rate), 2).gradient_transformation(),
+        lambda rate: optax.adam(optax.cosine_decay_schedule(rate, 100)),
+    ],
+)
+def test_bound_values_are_part_of_the_checksum(kind):
+    assert sha(kind(0.1)) == sha(kind(0.1))
+    assert sha(kind(0.1)) != sha(kind(0.2))
+
+
+def test_arrays_differ_by_type_and_shape_as_well():
+    arrays = [np.zeros(4, "f4"), np.zeros(4, "i4"), np.zeros((2, 2), "f4"), np.zeros(2, "f8")]
+    assert len({sha(functools.partial(make, a)) for a in arrays}) == 4
+
+
+def test_functions_of_installed_packages_enter_by_name_and_version(monkeypatch):
+    before = sha(optax.sgd)
+    assert sha(optax.adam) != before
+    monkeypatch.setattr(optax, "__version__", "999")
+    assert sha(optax.sgd) != before
+
+
+def test_every_registered_optimizer_has_a_checksum_of_its_own():
+    found = {registry.source_sha256(spec) for spec in registry.registered().values()}
+    assert len(found) == len(registry.registered())
+
+
+def test_the_source_of_an_optimizer_includes_the_recipe_and_its_parts():
+    found = files_of(registry.find("soap").build)
+    assert {"optimizers/soap.py", "optimizers/recipe.py", "parts/roots.py", "parts/axes.py"} <= found
+    assert "optimizers/shampoo.py" not in found
