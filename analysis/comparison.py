@@ -6,9 +6,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from analysis import ratio, survival
+from analysis import frames, ratio, survival
 from analysis.frames import CONFIGURATION, unversioned
 from analysis.survival import FEWEST
+from testbed.metrics import Metric, in_order
 
 RESAMPLES = 10_000
 
@@ -90,7 +91,7 @@ def trials(frame: pd.DataFrame) -> pd.DataFrame:
     ends["score"] = score(ends)
     untrained = ends["run_id"].map(by["test_kl"].first())
     ends["final_kl"] = ends["test_kl"].mask(ends["status"].isin(LOST), untrained).where(ended)
-    return ends
+    return frames.with_metrics(ends, frame)
 
 
 def _seconds_per_step(ends: pd.DataFrame) -> pd.Series:
@@ -155,6 +156,7 @@ def summary(ends: pd.DataFrame) -> pd.DataFrame:
     all others, and counted.
     """
     rows = []
+    metrics = reported(ends)
     for key, group in ends.groupby(CONFIGURATION, sort=False):
         named = dict(zip(CONFIGURATION, key, strict=True))
         reached = group["steps_to_target"].notna()
@@ -167,9 +169,9 @@ def summary(ends: pd.DataFrame) -> pd.DataFrame:
             "diverged": int(group["status"].isin(LOST).sum()),
         }
         ended = group[group["status"] != "unfinished"]
-        for metric in ("validation_kl", "test_kl", "test_agreement", "test_accuracy"):
-            worst = np.inf if metric.endswith("_kl") else -np.inf
-            row[metric] = str(estimate(ended[metric].mask(ended["status"].isin(LOST)).fillna(worst)))
+        for metric in metrics:
+            values = ended[metric.name].mask(ended["status"].isin(LOST)).fillna(metric.worst)
+            row[metric.name] = str(estimate(values))
         row["reached"] = f"{reached.sum()} of {len(group)}"
         for axis in AXES:
             known = group[group[f"{axis}_watched"].notna()]  # untimed ones have no seconds
@@ -178,7 +180,18 @@ def summary(ends: pd.DataFrame) -> pd.DataFrame:
         rows.append(row)
     order = ["task", "horizon", "n", "score"]
     table = pd.DataFrame(rows).sort_values(order, ascending=[True, True, False, True])
-    return table.drop(columns="score").reset_index(drop=True)
+    return frames.with_metrics(table.drop(columns="score").reset_index(drop=True), ends)
+
+
+def reported(ends: pd.DataFrame) -> list[Metric]:
+    """The metrics of `trials` that tables show: held-out KL, those of the targets, all of test data."""
+    known = [frames.metric(ends, name) for name in in_order(frames.metrics_of(ends))]
+    shown = {"validation_kl", *ends["target_metric"]}
+    return [
+        metric
+        for metric in known
+        if metric.name in shown or (metric.name.startswith("test_") and metric.better != "none")
+    ]
 
 
 def speedups(ends: pd.DataFrame, baseline: str) -> pd.DataFrame:

@@ -7,6 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from analysis import frames
 from analysis.axes import (
     enumeration,
     linear,
@@ -14,18 +15,17 @@ from analysis.axes import (
     styled,
 )
 from analysis.curves import Target
-from analysis.lines import DIRECT, chart
+from analysis.lines import DIRECT, chart, set_linear_limits
 from analysis.panels import overfitting, patience, sensitivity
 from analysis.rows import cost_split, speedups
 from analysis.series import (
-    NAMES,
     Entry,
     Line,
     Looks,
+    as_drawn,
     at_the_end,
     by_label,
     chosen,
-    complement,
     entries_of,
     line_of,
     missing,
@@ -33,6 +33,7 @@ from analysis.series import (
     seeds,
     title_of,
 )
+from testbed.metrics import Metric
 
 __all__ = [
     "AXES",
@@ -48,6 +49,7 @@ __all__ = [
 ]
 
 AXES = {"step": "steps", "epoch": "epochs", "train_seconds": "training seconds"}
+STEPS = Metric("steps_to_target", "steps to the target", "", "min", "log")
 
 
 @styled
@@ -57,9 +59,9 @@ def time_to_accuracy(
     """One metric against steps, epochs or seconds: median over seeds, band between the quartiles.
 
     Shares (agreement, accuracy) are drawn as their complement to 1, so that a logarithmic axis shows
-    the end of training. Of an optimizer with more than three configurations, the best by the target's
-    metric at the end is drawn in full and the others pale. Lines end where half of the seeds have
-    diverged.
+    the end of training; what may be negative has a linear axis. Of an optimizer with more than three
+    configurations, the best by the target's metric at the end is drawn in full and the others pale.
+    Lines end where half of the seeds have diverged.
 
     Args:
       curves: of one task and horizon, from `curves.curves`.
@@ -69,25 +71,33 @@ def time_to_accuracy(
       target: drawn where it is in this metric.
     """
     shown, pale = chosen(at_the_end(curves, target))
-    share = not metric.endswith("_kl")
-    table = complement(curves, metric) if share else curves
-    ends = (f"{metric}_low", f"{metric}_high")
+    measured, ends = frames.metric(curves, metric), (f"{metric}_low", f"{metric}_high")
+    is_linear = measured.drawn == "linear"
+    table = as_drawn(curves, measured, ends[0], metric, ends[1])
     entries = entries_of(curves, shown, looks)
-    every = [line_of(own, axis, metric, entries[label], *ends) for label, own in by_label(table, shown)]
+    every = [
+        line_of(own, axis, metric, entries[label], *ends, linear=is_linear)
+        for label, own in by_label(table, shown)
+    ]
     of_pale = entries_of(curves, dict(zip(pale, pale, strict=True)), looks)
-    crowd = [line_of(own, axis, metric, of_pale[label]) for label, own in by_label(table, pale)]
+    crowd = [
+        line_of(own, axis, metric, of_pale[label], linear=is_linear)
+        for label, own in by_label(table, pale)
+    ]
     lost = missing(curves, [entries[line.entry.label] for line in every if not len(line.x)], axis)
     drawn = curves[curves["label"].isin(shown)]
     notes = [seeds(drawn, "median", "band: quartiles"), others(pale), lost]
     level = target.value if target.metric == metric else None
     return chart(
         [line for line in every if len(line.x)],
-        (AXES[axis], NAMES.get(metric, metric)),
+        (AXES[axis], measured.axis),
         title_of(curves),
         "; ".join(filter(None, notes)),
         nothing=f"Nothing to draw after step 0 ({lost or 'no median is finite'}).",
         crowd=crowd,
-        level=1 - level if share and level is not None else level,
+        level=1 - level if measured.drawn == "complement" and level is not None else level,
+        limit=set_linear_limits if is_linear else None,
+        rising=is_linear and measured.better == "max",
     ).figure
 
 
@@ -143,15 +153,14 @@ def tuning_curve(
       metric: the name of what is final.
     """
     measure = str(table["measure"].iloc[0]) if len(table) else "final"
-    if measure == "final":
-        measure = metric
-        if not metric.endswith("_kl"):
-            mean, median = 1 - table["mean"], 1 - table["median"]
-            table = table.assign(mean=mean, q25=1 - table["q75"], median=median, q75=1 - table["q25"])
+    measured = frames.metric(table, metric) if measure == "final" else STEPS
+    table = as_drawn(table, measured, "q25", "median", "q75")
+    if measured.drawn == "complement":
+        table = table.assign(mean=1 - table["mean"])
+    is_linear = measured.drawn == "linear"
+    entries = {name: Entry(name, name, look.colour, look.marker) for name, look in looks.items()}
     every = [
-        line_of(
-            own, "k", "median", Entry(name, name, looks[name].colour, looks[name].marker), "q25", "q75"
-        )
+        line_of(own, "k", "median", entries[name], "q25", "q75", linear=is_linear)
         for name, own in ((str(name), own) for name, own in table.groupby("optimizer"))
     ]
     full = [line for line in every if len(line.x)]
@@ -165,9 +174,11 @@ def tuning_curve(
     ]
     made = chart(
         full,
-        ("k trials of tuning", f"{NAMES.get(measure, measure)}, best of k"),
+        ("k trials of tuning", f"{measured.axis}, best of k"),
         *(title, "; ".join(filter(None, notes))),
         nothing="No median is finite.",
+        limit=set_linear_limits if is_linear else None,
+        rising=is_linear and measured.better == "max",
     )
     for line in made.drawn if len(full) <= DIRECT else ():
         own = table[table["optimizer"] == line.entry.label].sort_values("k")

@@ -2,14 +2,16 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from testbed import records
+from testbed import metrics, records
+from testbed.metrics import Metric
 from testbed.records import Record, Trouble
 
 # What makes two trials the same but for the seed.
@@ -53,16 +55,14 @@ DERIVED = [
     *(f"{axis}_{what}" for axis in ("steps", "seconds") for what in ("to_target", "watched", "cadence")),
     "score",
     "final_kl",
+    "n",  # of `curves.curves`
 ]
+RESERVED = {"kind", *IDENTITY, *DERIVED}  # what no measurement may be called
+DECLARED = "metrics"  # in the `attrs` of a frame, and of what is made of it
 STATUSES = ("finished", "diverged", "failed")  # of an end
 # Columns that every frame has, measured or not.
-SCORES = [
-    "epoch",
-    "train_seconds",
-    "train_loss",
-    "train_kl",
-    *(f"{part}_{score}" for part in ("validation", "test") for score in ("kl", "agreement", "accuracy")),
-]
+EXPECTED = ["epoch", "train_seconds", "train_kl", "validation_kl", "test_kl"]
+CLOCKS = ["step", "epoch", "train_seconds"]
 
 
 class Folder(NamedTuple):
@@ -71,6 +71,11 @@ class Folder(NamedTuple):
     frame: pd.DataFrame  # a row per measurement, see `load`
     runs: pd.DataFrame  # a row per trial: what identifies it, where it ran, how it ended, its ledger
     troubles: list[Trouble]  # what could not be used, and why
+
+    @property
+    def metrics(self) -> list[str]:
+        """The columns of what was measured."""
+        return metrics_of(self.frame)
 
 
 def load(folder: Path) -> tuple[pd.DataFrame, list[Trouble]]:
@@ -81,7 +86,9 @@ def load(folder: Path) -> tuple[pd.DataFrame, list[Trouble]]:
     it is a checkpoint), lessons (their seed, where it is not the trial's), seed, total_steps,
     batch_size, timed, host, commit, status ("unfinished" without an end), target_metric, target_value,
     target_mode; label (a short name of the configuration); step, epoch, train_seconds (NaN where
-    trials are not timed), train_loss, train_kl, validation_kl, ... Null scores are NaN.
+    trials are not timed), train_kl, validation_kl, test_kl, and all else that was measured
+    (`metrics_of`). Null scores are NaN. What headers declare of their metrics is in the frame's `attrs`,
+    where `metric` finds it.
     """
     found = read(folder)
     return found.frame, found.troubles
@@ -94,6 +101,7 @@ def read(folder: Path) -> Folder:
     more, is told and left out; nothing that a record can hold is fatal.
     """
     rows, scores, troubles = [], [], []
+    declared: dict[str, Any] = {}
     for path in records.paths(folder):
         record = records.read(path)
         troubles += record.troubles
@@ -103,7 +111,7 @@ def read(folder: Path) -> Folder:
             troubles.append(Trouble(path, 0, fault))
             continue
         measured, mistaken = _scores(record)
-        troubles += mistaken
+        troubles += [*mistaken, *_declare(record, declared)]
         if measured.empty:
             troubles.append(Trouble(path, 0, "none of its measurements has a step that can be"))
             continue
@@ -117,6 +125,7 @@ def read(folder: Path) -> Folder:
     runs, copies = _without_copies(runs)
     runs = runs.assign(label=labels(runs))
     frame = _frame(runs, [scores[i] for i in runs.index])
+    frame.attrs |= {DECLARED: declared} if declared else {}
     return Folder(frame, runs.reset_index(drop=True), troubles + copies)
 
 
@@ -137,7 +146,8 @@ def _fault(record: Record) -> str | None:
         return "its header's target is not a metric, a value and a mode (min or max)"
     if not record.measurements:
         return "it holds a header only: no measurement was made"
-    if target["metric"] not in set().union(*record.measurements) - {"kind", *IDENTITY, *DERIVED}:
+    measured = set().union(*record.measurements)
+    if target["metric"] not in {name for name in measured if not _refused(name, measured)}:
         return f"its target is {target['metric']}, which is not measured"
     try:
         names = sorted(set().union(*record.measurements))
@@ -153,8 +163,9 @@ def _scores(record: Record) -> tuple[pd.DataFrame, list[Trouble]]:
     rows = [measured[step] for step in sorted(measured)]
     columns: dict[str, Any] = {"step": np.array(sorted(measured), np.int64)}
     troubles = []
-    for name in dict.fromkeys(name for row in rows for name in row if name not in ("kind", "step")):
-        if name in IDENTITY or name in DERIVED:
+    names = dict.fromkeys(name for row in rows for name in row if name not in ("kind", "step"))
+    for name in names:
+        if _refused(name, names):
             troubles.append(Trouble(record.path, 0, f"a measurement may not be called {name}: left out"))
             continue
         values = [row.get(name) for row in rows]
@@ -164,6 +175,11 @@ def _scores(record: Record) -> tuple[pd.DataFrame, list[Trouble]]:
             reason = f"{name} is {str(wrong[0])[:40]!r}, not a number: {len(wrong)} of them left out"
             troubles.append(Trouble(record.path, 0, reason))
     return pd.DataFrame(columns), troubles
+
+
+def _refused(name: str, measured: Collection[str]) -> bool:
+    """Whether a measurement may not be called so: x_low and x_high are quartiles of x."""
+    return name in RESERVED or ((of := re.sub("_(low|high)$", "", name)) != name and of in measured)
 
 
 def number(value: Any) -> float:
@@ -182,6 +198,43 @@ def _part(row: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def _declare(record: Record, declared: dict[str, Any]) -> Iterator[Trouble]:
+    """Adds what a header declares of its metrics to what others do; yields what cannot be used of it.
+
+    A target declares which way its metric is better, where nothing else does.
+    """
+    own = record.header.get("metrics", {})
+    if fault := metrics.check(own):
+        yield Trouble(record.path, 0, f"{fault}: its metrics are drawn as plain scalars")
+        own = {}
+    target = record.header["target"]
+    aim = metrics.find(target["metric"], declared | own)
+    if aim.better == "none":
+        own = own | {aim.name: aim._replace(better=target["mode"])._asdict()}
+        del own[aim.name]["name"]
+    for name, fields in own.items():
+        if declared.setdefault(name, fields) != fields:
+            yield Trouble(record.path, 0, f"its metric {name} is not declared as in other records")
+
+
+def metrics_of(frame: pd.DataFrame) -> list[str]:
+    """The columns of a frame of measurements that hold what was measured."""
+    known = {*RESERVED, *CLOCKS}
+    return [str(name) for name in frame.select_dtypes("number") if name not in known]
+
+
+def metric(table: pd.DataFrame, column: str) -> Metric:
+    """What is known of a column: as `testbed.metrics` has it, or as the headers of the records do."""
+    return metrics.find(column, table.attrs.get(DECLARED))
+
+
+def with_metrics(table: pd.DataFrame, source: pd.DataFrame) -> pd.DataFrame:
+    """The table, with what headers declare of the source's metrics: pandas does not always keep it."""
+    if DECLARED in source.attrs:
+        table.attrs[DECLARED] = source.attrs[DECLARED]
+    return table
+
+
 def _text(value: Any) -> str:
     return "" if value is None else value if isinstance(value, str) else json.dumps(value)
 
@@ -189,7 +242,8 @@ def _text(value: Any) -> str:
 def _frame(runs: pd.DataFrame, scores: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """A row per measurement, with what identifies its trial."""
     measured = pd.concat(scores, ignore_index=True)
-    measured = measured.reindex(columns=[*measured, *(set(SCORES) - {*measured})])
+    absent = [name for name in EXPECTED if name not in measured]
+    measured = measured.reindex(columns=[*measured, *absent])
     counts = [len(of_run) for of_run in scores]
     identity = runs[[*IDENTITY, "label"]]
     frame = pd.concat(

@@ -15,6 +15,7 @@ from analysis.axes import (
     Row,
     describe,
     height_of,
+    linear,
     logarithmic,
     number,
     page,
@@ -102,12 +103,19 @@ def draw(axes: Axes, line: Line, shift: float = 0.0, band: float = 0.18) -> None
     every = None if len(line.x) <= 5 else (0.05 + 0.3 * shift, 0.3)
     axes.plot(line.x, line.y, markevery=every, **look)
     if line.low is not None and line.high is not None:
-        bottom, top = axes.get_ylim()  # of a logarithmic axis
-        low, high = (np.clip(edge, bottom / 10, top * 10) for edge in (line.low, line.high))
+        low, high = (np.clip(edge, *_beyond(axes)) for edge in (line.low, line.high))
         if band:
             axes.fill_between(line.x, low, high, color=entry.colour, alpha=band, linewidth=0)
         else:
             axes.vlines(line.x, low, high, color=entry.colour, linewidth=0.8)
+
+
+def _beyond(axes: Axes) -> tuple[float, float]:
+    """What is far outside of the panel, below and above."""
+    bottom, top = axes.get_ylim()
+    if axes.get_yscale() == "log":
+        return bottom / 10, top * 10
+    return 2 * bottom - top, 2 * top - bottom
 
 
 def draw_pale(axes: Axes, crowd: Sequence[Line]) -> None:
@@ -243,6 +251,16 @@ def set_limits(
         y=span(values[values <= ceiling]),
         at=at,
     )
+
+
+def set_linear_limits(axes: Axes, drawn: Sequence[Line], level: float | None) -> None:
+    """The same with a linear y-axis, which shows negative values too."""
+    edges = [edge for line in drawn for edge in (line.y, line.low, line.high) if edge is not None]
+    values = np.concatenate([*edges, [] if level is None else [level]])
+    low, high = (float(edge(values[np.isfinite(values)])) for edge in (np.min, np.max))
+    room = 0.04 * (high - low) or 0.05 * abs(high) or 1.0
+    logarithmic(axes, x=span(positive([line.x for line in drawn])))
+    linear(axes, "y", low - room, high + room)
 
 
 def mark_level(axes: Axes, level: float, text: str) -> None:

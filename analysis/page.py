@@ -9,30 +9,25 @@ import gzip
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import jinja2
+import matplotlib.figure
 import numpy as np
 import pandas as pd
 from pandas.api.types import is_bool_dtype, is_numeric_dtype, is_scalar
 from plotly.offline import get_plotlyjs
 
-from analysis.curves import Target
+from analysis import frames
+from analysis.curves import Target, measured
 from analysis.look import DASHES, Look
+from analysis.series import as_drawn
+from testbed.metrics import Metric
 
-METRICS = {
-    "validation_kl": "held-out KL (nats)",
-    "validation_agreement": "held-out disagreement",
-    "validation_accuracy": "held-out error",
-    "test_kl": "test KL (nats)",
-    "test_agreement": "test disagreement",
-    "test_accuracy": "test error",
-    "train_kl": "KL on training lessons (nats)",
-}
 AXES = {"step": "steps", "epoch": "epochs", "train_seconds": "training seconds"}
 SHOWN = 20  # curves of a group at first; of more, each optimizer's best
 INLINED = 3_000_000  # bytes of figures inside the page; the others are linked
@@ -55,18 +50,27 @@ class Section:
     """A table, its figures, and how they are computed.
 
     Cells of the table that are numbers are shown to 4 significant digits, missing ones as a dash.
-    `figures` and `files` are names of files beside the page without their ending, and those of ENDINGS
-    that are there are linked. `<name>.svg` of `figures` is drawn inside the page, unless the name is
-    one of `files` too. Sections of one `group` are shown together, under its title; those without one
-    come first.
+
+    Attributes:
+        title: The section's.
+        how: How its numbers are computed.
+        table: What it shows, and what `<name>.csv` holds.
+        figures: What draws each, by the names of their files without ending. `<name>.svg` is inside the
+            page, unless the name is one of `files` too.
+        files: Names of more files beside the page, of which those of ENDINGS that exist are linked.
+        group: Sections of one are shown together, under its title; those without one come first.
+        name: Of the table's file.
+        shown: In the page; otherwise its files alone are written.
     """
 
     title: str
     how: str
     table: pd.DataFrame
-    figures: tuple[str, ...] = ()
+    figures: Mapping[str, Callable[[], matplotlib.figure.Figure]] = field(default_factory=dict)
     files: tuple[str, ...] = ()
     group: str = ""
+    name: str = ""
+    shown: bool = True
 
 
 @dataclass(frozen=True)
@@ -78,12 +82,13 @@ class Page:
         sentences: The summary.
         warnings: What weakens it.
         curves: One row per configuration and measured step: task, protocol, total_steps, optimizer,
-            label, step, epoch, train_seconds (NaN: untimed), n (seeds), and for each metric m of
-            METRICS that is there m, m_low and m_high: median and quartiles over seeds, where a value
-            that is not finite is not drawn. Shares are given as such, and drawn as 1 - share.
+            label, step, epoch, train_seconds (NaN: untimed), n (seeds), and for each metric m (as of
+            `curves.curves`) m, m_low and m_high: median and quartiles over seeds, where a value that is
+            not finite is not drawn. Shares are given as such, and drawn as 1 - share.
         targets: The target of each group; none is drawn where it is missing.
         looks: How each optimizer of `curves` is drawn.
-        sections: Tables and figures, in the order of their groups' first, and of their own.
+        sections: Tables and figures, in the order of their groups' first, and of their own. Their tables
+            are readable, and their figures drawn.
         runs: One row per trial. Its column `record`, if there, has the path of the record relative to
             the page.
         provenance: What the numbers depend on, as a table.
@@ -154,7 +159,7 @@ def render(page: Page, folder: Path) -> str:
     figures = [figure for _, sections in groups for shown in sections for figure in shown.figures]
     return jinja.get_template("page.html").render(
         page=page,
-        metrics={name: text for name, text in METRICS.items() if name in page.curves},
+        metrics=measured(page.curves),
         axes=AXES,
         curves=_packed(_curves(page)),
         groups=groups,
@@ -178,7 +183,7 @@ def _packed(data: Any) -> str:
     return base64.b64encode(gzip.compress(text.encode(), 6, mtime=0)).decode()
 
 
-def _sections(sections: Sequence[Section], folder: Path) -> list[tuple[str, list[Shown]]]:
+def _sections(sections: Iterable[Section], folder: Path) -> list[tuple[str, list[Shown]]]:
     """The groups' titles and sections; first those of no group, whose title is empty."""
     titles = list(dict.fromkeys(["", *(section.group for section in sections)]))
     ordered = sorted(sections, key=lambda section: titles.index(section.group))
@@ -217,52 +222,48 @@ def _curves(page: Page) -> dict[str, Any]:
 
 
 def _group(group: Group, rows: pd.DataFrame, target: Target | None) -> dict[str, Any]:
-    metric = target.metric if target else "validation_kl"
+    metrics = measured(rows)
+    aim = target or Target("n", np.nan, "max")  # without one, no curve is the best
     curves = []
     for optimizer, of_optimizer in rows.groupby("optimizer", sort=False):
-        own = [
-            {"label": label, "optimizer": optimizer} | _numbers(of_label.sort_values("step"))
-            for label, of_label in of_optimizer.groupby("label", sort=False)
-        ]
+        own = [of_label.sort_values("step") for _, of_label in of_optimizer.groupby("label", sort=False)]
         # The best, among those with most seeds, comes first and is drawn solid.
-        own.sort(key=lambda curve: (-max(curve["n"]), _end(curve, metric)))
-        for i, curve in enumerate(own):
-            curves.append(curve | {"dash": DASHES[i % len(DASHES)][1], "shown": not i})
+        own.sort(key=lambda points: (-points["n"].max(), _end(points, aim)))
+        for i, points in enumerate(own):
+            curve = {"label": points["label"].iloc[0], "optimizer": optimizer}
+            style = {"dash": DASHES[i % len(DASHES)][1], "shown": not i}
+            curves.append(curve | _numbers(points, metrics) | style)
     for curve in curves if len(curves) <= SHOWN else ():
         curve["shown"] = True
     return {
         "name": f"{group.task}, {group.protocol}, {group.total_steps:,} steps",
-        "target": _line(target) if target else None,
+        "target": _line(target, frames.metric(rows, target.metric)) if target else None,
         "curves": curves,
     }
 
 
-def _line(target: Target) -> dict[str, Any]:
+def _line(target: Target, metric: Metric) -> dict[str, Any]:
     """Where and how a target is drawn."""
-    if target.metric.endswith("_kl"):
-        return {"metric": target.metric, "value": target.value, "text": f"target {target.value:g}"}
-    value, share = 1 - target.value, target.metric.rpartition("_")[2]
-    text = f"target {value:.4g} ({share} {target.value:g})"
+    value, text = target.value, f"target {target.value:g}"
+    if metric.drawn == "complement":
+        share = target.metric.rpartition("_")[2]
+        value, text = 1 - target.value, f"target {1 - target.value:.4g} ({share} {target.value:g})"
     return {"metric": target.metric, "value": value, "text": text}
 
 
-def _end(curve: Mapping[str, Any], metric: str) -> float:
+def _end(rows: pd.DataFrame, target: Target) -> float:
     """The last value of a curve, which is better when lower; infinite where it diverged."""
-    values = curve["y"].get(metric, [[None]])[0]
-    return np.inf if values[-1] is None else values[-1]
+    value = rows[target.metric].iloc[-1] * (1 if target.mode == "min" else -1)
+    return float(value) if np.isfinite(value) else np.inf
 
 
-def _numbers(curve: pd.DataFrame) -> dict[str, Any]:
+def _numbers(curve: pd.DataFrame, metrics: Sequence[Metric]) -> dict[str, Any]:
     """A curve's points: x by axis, n, and y by metric: median, lower and upper quartile."""
     y = {}
-    for metric in METRICS:
-        if metric not in curve:
-            continue
-        if metric.endswith("_kl"):
-            parts = [curve[metric], curve[f"{metric}_low"], curve[f"{metric}_high"]]
-        else:
-            parts = [1 - curve[metric], 1 - curve[f"{metric}_high"], 1 - curve[f"{metric}_low"]]
-        y[metric] = [_rounded(part) for part in parts]
+    for metric in metrics:
+        low, middle, high = f"{metric.name}_low", metric.name, f"{metric.name}_high"
+        shown = as_drawn(curve, metric, low, middle, high)
+        y[metric.name] = [_rounded(shown[part]) for part in (middle, low, high)]
     x = {axis: _rounded(curve[axis]) if curve[axis].notna().any() else None for axis in AXES}
     return {
         "x": x | {"step": [int(s) for s in curve["step"]]},

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from analysis import frames
 from analysis.axes import (
     ARROW,
     GREY,
@@ -35,7 +36,6 @@ from analysis.lines import PANEL, Chart, Key, chart, draw, key, list_names, name
 from analysis.look import Look
 from analysis.rows import ratios
 from analysis.series import (
-    NAMES,
     Entry,
     Line,
     Looks,
@@ -168,7 +168,7 @@ def patience(
     numbered = bool(key([line.entry for line in drawn]).listed)
     made = chart(
         drawn,
-        ("training steps (horizon)", NAMES.get(metric, metric)),
+        ("training steps (horizon)", frames.metric(finals, metric).axis),
         title or str(finals["task"].iloc[0]),
         "; ".join(filter(None, notes)),
         nothing="No median is finite: most trials diverged.",
@@ -264,7 +264,7 @@ def sensitivity(
     head = max((height_of(wrapped(name, 2.9 / columns - 0.25)) for name in names), default=0) + 0.1
     figure, panels = sheet(
         title,
-        f"{over_the_best(metric)}; crosses: diverged, or over {WORST:g} times",
+        f"{over_the_best(frames.metric(points, metric))}; crosses: diverged, or over {WORST:g} times",
         [Row(PANEL if columns == 1 else 0.75, columns)] * (-(-len(names) // columns) or 1),
         head=head + 0.05,
         between=0.25,

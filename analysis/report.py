@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
@@ -126,7 +127,7 @@ def write(found: Folder, out: Path, baseline: str = "adam") -> str:
     write_data(found, ends, out)
     lines, speedups = curves.curves(found.frame), comparison.speedups(ends, baseline)
     matched = comparison.matched_quality(ends, baseline)
-    parts = list(sections.parts(found, ends, lines, speedups, matched, baseline, looks))
+    parts = list(sections.sections(found, ends, lines, speedups, matched, baseline, looks))
     for part in parts:
         if len(part.table):
             write_csv(part.table, out / f"{part.name}.csv")
@@ -144,13 +145,7 @@ def write(found: Folder, out: Path, baseline: str = "adam") -> str:
         curves=thinned,
         targets=targets(ends),
         looks=looks,
-        sections=[
-            page.Section(
-                p.title, p.how, tables.readable(p.table), (p.name,) * bool(p.figure), p.files, p.group
-            )
-            for p in parts
-            if p.shown
-        ],
+        sections=[replace(p, table=tables.readable(p.table)) for p in parts if p.shown],
         runs=tables.runs_table(found.runs, ends, out),
         provenance=tables.provenance(found.runs),
         notes=notes,
@@ -176,8 +171,8 @@ def unversioned(runs: pd.DataFrame) -> pd.Series:
 
 def write_data(found: Folder, ends: pd.DataFrame, out: Path) -> None:
     """The tidy frames: measurements (CSV, Parquet), and trials."""
-    scores = [name for name in found.frame if name not in (*frames.IDENTITY, "label")]
-    write_csv(found.frame[[*IN_A_MEASUREMENT, *scores]], out / "measurements.csv")
+    measured = [*frames.CLOCKS, *frames.metrics_of(found.frame)]
+    write_csv(found.frame[[*IN_A_MEASUREMENT, *measured]], out / "measurements.csv")
     found.frame.to_parquet(out / "measurements.parquet", index=False)
     own = ["run_id", *(name for name in found.runs if name not in ends)]
     write_csv(ends.merge(found.runs[own], on="run_id"), out / "trials.csv")
@@ -188,9 +183,9 @@ def write_csv(table: pd.DataFrame, path: Path) -> None:
     pyarrow.csv.write_csv(pyarrow.Table.from_pandas(table, preserve_index=False), path)
 
 
-def draw(parts: Sequence[sections.Part], out: Path) -> None:
-    """Saves the parts' figures, in several processes where there are many."""
-    jobs = [(part.figure, out, part.name) for part in parts if part.figure]
+def draw(parts: Sequence[page.Section], out: Path) -> None:
+    """Saves the sections' figures, in several processes where there are many."""
+    jobs = [(figure, out, name) for part in parts for name, figure in part.figures.items()]
     workers = min(os.cpu_count() or 1, MOST_PROCESSES, math.ceil(len(jobs) / FIGURES_PER_PROCESS))
     progress = partial(tqdm, total=len(jobs), desc="figures", disable=None)  # silent in a pipe
     if workers < 2:

@@ -2,22 +2,23 @@
 
 import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from analysis import audit, comparison, cost, curves, figures, profiles, sensitivity, survival, tuning
 from analysis.comparison import GROUP
+from analysis.curves import Target
 from analysis.frames import Folder
 from analysis.look import Look
+from analysis.page import Section
 
 Looks = Mapping[str, Look]
 TAUS = np.linspace(1, profiles.TAU_MAX, 301)
-DRAWN = ("validation_kl", "validation_agreement", "validation_accuracy")
+NO_TABLE = pd.DataFrame()
 
 MEASURES = {"final": "metric at the end", "steps_to_target": "steps to the target"}
 
@@ -32,6 +33,11 @@ SPEEDUPS = (
 TIMES = (
     "Medians over seeds and their quartiles at each measurement; a diverged seed is worse than all "
     "others. The same curves are above, interactively."
+)
+DIAGNOSTICS = (
+    "What was measured beside the metrics and has no better end: norms of gradients, counts of an "
+    "optimizer. Medians over seeds and their quartiles at each measurement; a diverged seed is absent "
+    "after it broke down."
 )
 SUMMARY = (
     "Medians over seeds. Final metrics: 95 % percentile bootstrap; a diverged seed is worse than all "
@@ -80,20 +86,7 @@ COST = (
 )
 
 
-class Part(NamedTuple):
-    """One analysis. `name` is the stem of its files; without a figure it is a table alone."""
-
-    name: str
-    title: str
-    how: str
-    table: pd.DataFrame
-    figure: Callable[[], Figure] | None = None
-    group: str = ""  # the title of its group, in the page
-    files: tuple[str, ...] = ()  # stems of more files that the page links
-    shown: bool = True  # in the page; False: as files beside it
-
-
-def parts(
+def sections(
     found: Folder,
     ends: pd.DataFrame,
     lines: pd.DataFrame,
@@ -101,8 +94,8 @@ def parts(
     matched: pd.DataFrame,
     baseline: str,
     looks: Looks,
-) -> Iterator[Part]:
-    """All that there is enough data for.
+) -> Iterator[Section]:
+    """All that there is enough data for; tables are as files have them.
 
     From `frames.read`, `comparison.trials`, `curves.curves`, `comparison.speedups` and
     `comparison.matched_quality`.
@@ -114,12 +107,14 @@ def parts(
         target = curves.target(trials)
         yield from _speedups(group, trials, group.rows(speedups), baseline, looks)
         yield from _times(group, own, target, looks)
+        yield from _diagnostics(group, own, target, looks)
         yield from _tuning(group, group.rows(tuned), group.rows(points), target.metric, looks)
         if len(split := group.rows(costs)):
             title = f"Cost of a step: {group.title}"
             draw = partial(figures.cost_split, split, looks, title)
-            yield Part(f"{group.stem}-cost", "Cost of a step", COST, split, draw, group.title)
-    yield Part("summary", "Held-out results", SUMMARY, comparison.summary(ends))
+            name = f"{group.stem}-cost"
+            yield Section("Cost of a step", COST, split, {name: draw}, (), group.title, name)
+    yield Section("Held-out results", SUMMARY, comparison.summary(ends), name="summary")
     yield from _patience(of_finals(ends), matched, looks)
     yield from _profile(ends, looks)
     yield from _overfitting(found.frame, lines, looks)
@@ -156,7 +151,7 @@ def safe(name: object) -> str:
 
 def _speedups(
     group: Group, trials: pd.DataFrame, speedups: pd.DataFrame, baseline: str, looks: Looks
-) -> Iterator[Part]:
+) -> Iterator[Section]:
     """The table of all configurations; the figure of each optimizer's best, or all of one optimizer."""
     if speedups.empty:
         return
@@ -165,48 +160,69 @@ def _speedups(
     shown = best.assign(label=best["optimizer"], over=baseline) if len(best) else table
     title = f"Speed-up over {baseline}"
     draw = partial(figures.speedups, shown, looks, f"{title}: {group.title}")
-    yield Part(f"{group.stem}-speedups", title, SPEEDUPS, table, draw, group.title)
+    name = f"{group.stem}-speedups"
+    yield Section(title, SPEEDUPS, table, {name: draw}, (), group.title, name)
 
 
 def _tuning(
     group: Group, tuned: pd.DataFrame, points: pd.DataFrame, metric: str, looks: Looks
-) -> Iterator[Part]:
+) -> Iterator[Section]:
     for measure, own in tuned.groupby("measure"):
         title = f"Best of k trials, {MEASURES[str(measure)]}"
         draw = partial(figures.tuning_curve, own, looks, f"{title}: {group.title}", metric)
-        yield Part(f"{group.stem}-tuning-{measure}", title, TUNING, own, draw, group.title)
+        name = f"{group.stem}-tuning-{measure}"
+        yield Section(title, TUNING, own, {name: draw}, (), group.title, name)
     if len(points):
         name, title = f"{group.stem}-sensitivity", "Sensitivity to the learning rate"
         draw = partial(figures.sensitivity, points, looks, f"{title}: {group.title}", metric)
         files = (f"{name}-points",)
-        yield Part(name, title, SENSITIVITY, sensitivity.width(points), draw, group.title, files)
-        yield Part(*files, title, SENSITIVITY, points, shown=False)
+        widths = sensitivity.width(points)
+        yield Section(title, SENSITIVITY, widths, {name: draw}, files, group.title, name)
+        yield Section(title, SENSITIVITY, points, name=files[0], shown=False)
 
 
-def _times(group: Group, lines: pd.DataFrame, target: curves.Target, looks: Looks) -> Iterator[Part]:
+def _times(group: Group, lines: pd.DataFrame, target: Target, looks: Looks) -> Iterator[Section]:
     """The target's metric in steps as a figure; all others, and the numbers, as files."""
-    drawn = [
-        (f"{group.stem}-{metric}-by-{axis}", metric, axis)
-        for metric in dict.fromkeys([target.metric, *DRAWN])
+    held_out = [
+        metric.name
+        for metric in curves.measured(lines)
+        if metric.better != "none" and not metric.name.startswith(("train_", "test_"))
+    ]
+    draws = {
+        f"{group.stem}-{safe(metric)}-by-{axis}": partial(
+            figures.time_to_accuracy, lines, metric, axis, looks, target
+        )
+        for metric in dict.fromkeys([target.metric, *held_out])
         for axis in figures.AXES
         if lines[axis].notna().any()  # batched trials are not timed
-    ]
-    draws = [
-        partial(figures.time_to_accuracy, lines, metric, axis, looks, target)
-        for _, metric, axis in drawn
-    ]
-    (first, *others), table = [name for name, *_ in drawn], pd.DataFrame()
-    numbers = f"{group.stem}-curves"
-    yield Part(first, "Time to accuracy", TIMES, table, draws[0], group.title, (numbers, *others))
-    for name, draw in zip(others, draws[1:], strict=True):
-        yield Part(name, "", "", table, draw, shown=False)
-    yield Part(numbers, "", "", lines, shown=False)
+    }
+    (_, *others), numbers = draws, f"{group.stem}-curves"
+    yield Section("Time to accuracy", TIMES, NO_TABLE, draws, (numbers, *others), group.title)
+    yield Section("", "", lines, name=numbers, shown=False)
 
 
-def _overfitting(frame: pd.DataFrame, lines: pd.DataFrame, looks: Looks) -> Iterator[Part]:
+def _diagnostics(group: Group, lines: pd.DataFrame, target: Target, looks: Looks) -> Iterator[Section]:
+    """Scalars of which no way is better, in steps."""
+    draws = {
+        f"{group.stem}-{safe(metric.name)}-by-step": partial(
+            figures.time_to_accuracy, lines, metric.name, "step", looks, target
+        )
+        for metric in curves.measured(lines)
+        if metric.better == "none"
+    }
+    if draws:
+        files = (f"{group.stem}-curves",)
+        yield Section("Diagnostics", DIAGNOSTICS, NO_TABLE, draws, files, group.title)
+
+
+def _overfitting(frame: pd.DataFrame, lines: pd.DataFrame, looks: Looks) -> Iterator[Section]:
     """The audit; protocols beside each other, since that is what the paper compares."""
+    lines = lines[lines["task"].isin(lines.dropna(subset=["train_kl", "validation_kl"])["task"])]
+    if lines.empty:
+        return
     ranks = audit.rank_correlation(frame)
-    yield Part("rank-correlation", "Does fitting better generalize better?", RANKS, ranks)
+    title = "Does fitting better generalize better?"
+    yield Section(title, RANKS, ranks, name="rank-correlation")
     table = audit.audit(frame)
     for (task, steps), own in lines.groupby(["task", "total_steps"]):
         of = table[(table["task"] == task) & (table["total_steps"] == steps)].sort_values("gap")
@@ -214,13 +230,15 @@ def _overfitting(frame: pd.DataFrame, lines: pd.DataFrame, looks: Looks) -> Iter
         draw = partial(figures.overfitting, own, looks, target)
         name = f"{safe(task)}-{steps}-overfitting"
         title = f"Overfitting audit: {task}, {steps:,} steps"
-        yield Part(name, title, AUDIT, of, draw, files=(f"{name}-curves",))
+        yield Section(title, AUDIT, of, {name: draw}, (f"{name}-curves",), name=name)
         names = ["protocol", "optimizer", "label", "step", "n", "train_kl", "validation_kl"]
         gaps = own[names].assign(gap=own["validation_kl"] / own["train_kl"])
-        yield Part(f"{name}-curves", "", "", gaps, shown=False)
+        yield Section("", "", gaps, name=f"{name}-curves", shown=False)
 
 
-def _patience(finals: pd.DataFrame, matched: pd.DataFrame, looks: Looks) -> Iterator[Part]:
+def _patience(finals: pd.DataFrame, matched: pd.DataFrame, looks: Looks) -> Iterator[Section]:
+    if finals.empty:
+        return
     for (task, protocol), own in finals.groupby(["task", "protocol"]):
         if own["total_steps"].nunique() < 2:
             continue
@@ -229,11 +247,13 @@ def _patience(finals: pd.DataFrame, matched: pd.DataFrame, looks: Looks) -> Iter
         title = f"{task}, {protocol}" if several else f"{task}"
         mine = matched[(matched["task"] == task) & (matched["protocol"] == protocol)]
         draw = partial(figures.patience, own, mine, looks, title=f"Matched quality: {title}")
-        yield Part(f"{stem}-matched-quality", f"Matched quality: {title}", MATCHED, mine, draw)
-        yield Part(f"{stem}-finals", f"Test KL at the ends of schedules: {title}", SUMMARY, own)
+        name = f"{stem}-matched-quality"
+        yield Section(f"Matched quality: {title}", MATCHED, mine, {name: draw}, name=name)
+        title = f"Test KL at the ends of schedules: {title}"
+        yield Section(title, SUMMARY, own, name=f"{stem}-finals")
 
 
-def _profile(ends: pd.DataFrame, looks: Looks) -> Iterator[Part]:
+def _profile(ends: pd.DataFrame, looks: Looks) -> Iterator[Section]:
     trials = profiles.trials_of(ends)
     ran = trials.groupby("workload")["optimizer"].nunique()
     trials = trials[trials["workload"].map(ran) == trials["optimizer"].nunique()]
@@ -243,17 +263,19 @@ def _profile(ends: pd.DataFrame, looks: Looks) -> Iterator[Part]:
     scores = profiles.score_intervals(trials).sort_values("score", ascending=False).reset_index()
     count = f"{times.shape[1]} workload{'s' if times.shape[1] > 1 else ''} that all optimizers ran"
     if times.shape[1] < 2:  # its profile would be one step for each
-        yield Part("profile", f"Score on the {count}", PROFILE, scores)
+        yield Section(f"Score on the {count}", PROFILE, scores, name="profile")
         return
     profile = profiles.profile(times, TAUS)
     draw = partial(figures.profile, profile, looks, note=count)
-    yield Part("profile", f"Performance profile over {count}", PROFILE, scores, draw)
-    yield Part("profile-curves", "", "", profile.reset_index(), shown=False)
+    title = f"Performance profile over {count}"
+    yield Section(title, PROFILE, scores, {"profile": draw}, name="profile")
+    yield Section("", "", profile.reset_index(), name="profile-curves", shown=False)
 
 
 def of_finals(ends: pd.DataFrame) -> pd.DataFrame:
     """Test KL at the end of each optimizer's best configuration, per group: median, low, high, n."""
-    best = comparison.across(comparison.chosen(ends[ends["status"] != "unfinished"]))
+    measured = ends["final_kl"].notna().groupby(ends["task"]).transform("any")
+    best = comparison.across(comparison.chosen(ends[measured & (ends["status"] != "unfinished")]))
     kl = best["test_kl"].mask(best["status"].isin(comparison.LOST)).fillna(np.inf)
     rows = []
     for key, own in kl.groupby([best[name] for name in [*GROUP, "optimizer"]]):

@@ -10,20 +10,10 @@ from numpy.typing import NDArray
 from analysis.axes import enumeration
 from analysis.curves import Target
 from analysis.look import DASHES, Look
+from testbed.metrics import Metric
 
 FEW = 3  # of more configurations of one optimizer, the best is shown in full and the others pale
 Looks = Mapping[str, Look]
-NAMES = {
-    "validation_kl": "held-out KL (nats)",
-    "validation_agreement": "held-out disagreement",
-    "validation_accuracy": "held-out error",
-    "train_kl": "training KL (nats)",
-    "test_kl": "test KL (nats)",
-    "test_agreement": "test disagreement",
-    "test_accuracy": "test error",
-    "steps_to_target": "steps to the target",
-    "seconds_to_target": "seconds to the target",
-}
 
 
 class Entry(NamedTuple):
@@ -94,24 +84,35 @@ def by_label(table: pd.DataFrame, labels: Collection[str]) -> Iterator[tuple[str
         yield str(label), own
 
 
-def line_of(own: pd.DataFrame, axis: str, y: str, entry: Entry, low: str = "", high: str = "") -> Line:
-    """A line through the rows that logarithmic axes can show, in the order of the axis.
+def line_of(
+    own: pd.DataFrame,
+    axis: str,
+    y: str,
+    entry: Entry,
+    low: str = "",
+    high: str = "",
+    *,
+    linear: bool = False,
+) -> Line:
+    """A line through the rows that its axes can show, in the order of x, whose axis is logarithmic.
 
-    Says so in its name where it ends in divergence.
+    So is that of y, unless it is linear. The line says in its name where it ends in divergence.
     """
     own = own.sort_values(axis)
     values = own[[axis, y, low or y, high or y]].to_numpy(float)
-    there = (np.isfinite(values[:, :2]) & (values[:, :2] > 0)).all(axis=1)
+    there = np.isfinite(values[:, :2]).all(axis=1) & (values[:, 0] > 0)
+    there &= linear | (values[:, 1] > 0)
     if len(values) and np.isinf(values[-1, 1]):
         entry = entry._replace(text=f"{entry.text} (diverged)")
     x, middle, bottom, top = values[there].T
     return Line(entry, x, middle, bottom, top) if low else Line(entry, x, middle)
 
 
-def complement(curves: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """The curves with 1 - a share in its place."""
-    low, high = 1 - curves[f"{metric}_high"], 1 - curves[f"{metric}_low"]
-    return curves.assign(**{metric: 1 - curves[metric], f"{metric}_low": low, f"{metric}_high": high})
+def as_drawn(table: pd.DataFrame, metric: Metric, low: str, middle: str, high: str) -> pd.DataFrame:
+    """The table with what is drawn of a metric's values and their interval: of a share, 1 - it."""
+    if metric.drawn != "complement":
+        return table
+    return table.assign(**{low: 1 - table[high], middle: 1 - table[middle], high: 1 - table[low]})
 
 
 def title_of(table: pd.DataFrame) -> str:
@@ -137,13 +138,11 @@ def others(pale: Sequence[object]) -> str:
     return f"best configuration of each optimizer (+ {len(pale)} other configurations)" if pale else ""
 
 
-def over_the_best(metric: str) -> str:
-    """What `sensitivity.sensitivity` divides by what: shares, of which more is better, by themselves."""
-    name = NAMES.get(metric, metric).removesuffix(" (nats)")
-    if metric.endswith("_kl"):
-        return f"{name} / the best one's"
-    name = name.replace("disagreement", "agreement").replace("error", "accuracy")
-    return f"the best {name} / each one's"
+def over_the_best(metric: Metric) -> str:
+    """What `sensitivity.sensitivity` divides by what."""
+    if metric.better == "max":
+        return f"the best {metric.label} / each one's"
+    return f"{metric.label} / the best one's"
 
 
 def missing(table: pd.DataFrame, undrawn: Sequence[Entry], axis: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from analysis import ratio
+from analysis import comparison, frames, ratio
 from analysis.comparison import GROUP
 
 POINTS = 200, 40_000  # of a curve in the page, and of all curves in it
@@ -21,11 +21,6 @@ TITLES = {
     "reached_over": "baseline reached",
     "gap": "held-out / training KL",
     "gap_at_quarter": "at a quarter",
-    "train_kl": "training KL",
-    "validation_kl": "held-out KL",
-    "test_kl": "test KL",
-    "test_agreement": "test agreement",
-    "test_accuracy": "test accuracy",
     "steps_to_target": "steps to target",
     "seconds_to_target": "seconds to target",
     "mean_biased": "mean (biased)",
@@ -65,7 +60,9 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
         ends = [f"{name}_low", f"{name}_high"] if f"{name}_low" in table else ["low", "high"]
         told = [_estimate(*row) for row in table[[name, *ends]].to_numpy(float)]
         table = table.assign(**{str(name): told}).drop(columns=ends)
-    return table.round({"needed": 0}).rename(columns=TITLES)
+    columns = map(str, table)
+    titles = {name: TITLES.get(name, frames.metric(table, name).label) for name in columns}
+    return table.round({"needed": 0}).rename(columns=titles)
 
 
 def _estimate(value: float, low: float, high: float) -> str:
@@ -88,9 +85,7 @@ def runs_table(runs: pd.DataFrame, ends: pd.DataFrame, out: Path) -> pd.DataFram
             "steps to target": table["steps_to_target"],
             "seconds to target": table["seconds_to_target"],
             "seconds": table["train_seconds"],
-            "held-out KL": table["validation_kl"],
-            "test KL": table["test_kl"],
-            "test accuracy": table["test_accuracy"],
+            **{metric.label: table[metric.name] for metric in comparison.reported(ends)},
             "record": [os.path.relpath(path, out) for path in table["record"]],
             "commit": table["commit"].str[:10] + table["dirty"].map({True: "+", False: ""}),
             "device": table["device"],

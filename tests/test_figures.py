@@ -11,13 +11,16 @@ from matplotlib.text import Text
 
 from analysis import comparison, figures, frames, sensitivity, tuning
 from analysis.axes import round_ticks, width, wrapped
-from analysis.curves import METRICS, Target, curves
+from analysis.curves import Target, curves
 from analysis.lines import spread
 from analysis.look import KNOWN, PALETTE, looks
 from analysis.panels import lower_hull
 from analysis.sections import of_finals
+from testbed.metrics import METRICS as ROWS
+from testbed.metrics import find
 from tests.test_analysis import FAST, NEVER, SLOW, write
 
+METRICS = tuple(f"{part}_{row.name}" for part in ("train", "validation", "test") for row in ROWS[:4])
 TARGET = Target("validation_kl", 0.05, "min")
 STEPS = np.array([0, 10, 20, 40, 80, 160, 320, 640, 1000])
 LONG = tuple(f"an_optimizer_whose_name_is_40_characters{i}"[-40:] for i in range(5))
@@ -50,7 +53,7 @@ def table_of_curves(names, seeds=5, diverged=False, configurations=1):
         for seed in range(seeds):
             kl = 2 * (1 + 0.1 * i) * (1 + STEPS / 10) ** -0.8 * rng.lognormal(0, 0.05, len(STEPS))
             known = {"optimizer": name, "label": label, "run_id": f"{i}-{seed}", "seed": seed}
-            scores = {m: kl if m.endswith("_kl") else 1 - kl / 20 for m in METRICS}
+            scores = {m: kl if find(m).better == "min" else 1 - kl / 20 for m in METRICS}
             rows.append(pd.DataFrame({**known, "step": STEPS, "train_seconds": STEPS / 50, **scores}))
     frame = pd.concat(rows, ignore_index=True)
     frame = frame.assign(task="digits", protocol="function_matching", total_steps=1000)

@@ -10,9 +10,12 @@ import pytest
 from playwright.sync_api import expect, sync_playwright
 
 from analysis.look import looks
-from analysis.page import METRICS, SHOWN, Group, Page, Section, Target, _grid, render
+from analysis.page import SHOWN, Group, Page, Section, Target, _grid, render
+from testbed.metrics import METRICS as ROWS
+from testbed.metrics import find
 from tests import browser
 
+METRICS = tuple(f"{part}_{row.name}" for part in ("validation", "test", "train") for row in ROWS[:4])
 SCRIPT = "<script>alert(1)</script>"
 MARKUP = '<img src=x onerror=alert(2)> & "q" </script><b>%{x}</b>'
 GROUP = Group("digits", "function_matching", 1000)
@@ -36,7 +39,7 @@ def curve(optimizer, label=None, end=0.01, group=GROUP, timed=True, points=20):
         "train_seconds": step / 100 if timed else np.nan
     }
     for metric in METRICS:
-        values = kl if metric.endswith("_kl") else 1 - kl / 10
+        values = kl if find(metric).better == "min" else 1 - kl / 10
         rows |= {metric: values, f"{metric}_low": values * 0.9, f"{metric}_high": values * 1.1}
     return pd.DataFrame(rows)
 
@@ -407,7 +410,7 @@ def test_quartiles_are_drawn_where_few_curves_are_until_the_reader_chooses(show)
 
 def test_a_page_of_no_curves_opens_and_shows_its_figures(show, tmp_path):
     (tmp_path / "a.svg").write_text(SVG)
-    section = Section("Figures", "", pd.DataFrame(), ("a",))
+    section = Section("Figures", "", pd.DataFrame(), {"a": None})
     tab = show(page(sections=[section], warnings=[], sentences=[], runs=pd.DataFrame()))
     assert tab.locator("#section-1 img").evaluate("(image) => image.naturalWidth") == 40
     expect(tab.locator("#no-curves")).to_be_visible()
@@ -445,7 +448,7 @@ def test_figures_are_inside_the_page_until_it_would_be_large(tmp_path, monkeypat
     for name in ("a", "b"):
         (tmp_path / f"{name}.svg").write_text(SVG)
     (tmp_path / "a.pdf").touch()
-    value = page(sections=[Section("Figures", "", pd.DataFrame(), ("a", "b"))])
+    value = page(sections=[Section("Figures", "", pd.DataFrame(), {"a": None, "b": None})])
     image = base64.b64encode(SVG.encode()).decode()
     html = render(value, tmp_path)
     assert html.count(image) == 2
@@ -457,14 +460,16 @@ def test_figures_are_inside_the_page_until_it_would_be_large(tmp_path, monkeypat
     assert 'href="b.svg"' in html
     assert "1 figure is linked" in html
     with pytest.raises(FileNotFoundError):
-        render(page(sections=[Section("Figures", "", pd.DataFrame(), ("c",))]), tmp_path)
+        render(page(sections=[Section("Figures", "", pd.DataFrame(), {"c": None})]), tmp_path)
 
 
 def test_files_of_a_section_are_linked_and_not_drawn(tmp_path):
     for name in ("a.svg", "a.csv", "b.svg", "b.pdf", "c.csv"):
         (tmp_path / name).write_text(SVG)
     table = pd.DataFrame({"x": [1]})
-    html = render(page(sections=[Section("A", "", table, ("a", "b"), ("b", "c", "none"))]), tmp_path)
+    html = render(
+        page(sections=[Section("A", "", table, {"a": None, "b": None}, ("b", "c", "none"))]), tmp_path
+    )
     assert html.count('<img src="data:') == 1
     for name in ("a.svg", "a.csv", "b.svg", "b.pdf", "c.csv"):
         assert html.count(f'href="{name}"') == 1

@@ -172,7 +172,7 @@ def everything_of(folder):
     tables.provenance(found.runs)
     lines, speedups = curves.curves(found.frame), comparison.speedups(ends, "adam")
     matched = comparison.matched_quality(ends, "adam")
-    assert list(sections.parts(found, ends, lines, speedups, matched, "adam", {}))
+    assert list(sections.sections(found, ends, lines, speedups, matched, "adam", {}))
     assert list(sentences.summary(comparison.chosen(ends), speedups))
 
 

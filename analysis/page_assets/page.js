@@ -111,6 +111,7 @@ const CLEAR = 8; // of more curves, bands hide each other: they are drawn when a
 const MANY = 20; // of more configurations, those of one optimizer are folded
 let data = { looks: {}, groups: [] };
 let bandsChosen = false; // by the reader
+let linear = false; // whether the metric that is drawn may be negative
 
 /* Plotly reads its texts as markup: with these three, names are what they are. */
 const literal = (text) => String(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
@@ -405,6 +406,13 @@ function reset() {
   Plotly.relayout(element("plot"), { "xaxis.autorange": true, "yaxis.autorange": true });
 }
 
+/* What may be negative has a linear axis, and the reader may choose another. */
+function openMetric() {
+  const wasLinear = linear;
+  linear = "linear" in element("metric").selectedOptions[0].dataset;
+  if (linear !== wasLinear) element("log-y").checked = !linear;
+}
+
 async function unpack(text) {
   const bytes = Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
@@ -420,6 +428,8 @@ async function start() {
   data.groups.forEach(({ name }, i) => element("group").add(new Option(name, i)));
   const wanted = data.groups[0].target?.metric;
   if ([...element("metric").options].some((option) => option.value === wanted)) element("metric").value = wanted;
+  openMetric();
+  element("metric").addEventListener("change", openMetric);
   element("group").addEventListener("change", openGroup);
   element("bands").addEventListener("change", () => (bandsChosen = true));
   for (const id of ["metric", "axis", "log-x", "log-y", "bands"]) element(id).addEventListener("change", redraw);
