@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.comparison import GROUP, TARGET, chosen
-from analysis.frames import Folder, unversioned
+from analysis.frames import Folder
 from testbed.records import Trouble
 
 EARLY = 0.8  # of the schedule: a target met before that is met by a schedule meant for more steps
@@ -44,15 +44,13 @@ def _damage(found: Folder) -> Iterator[str]:
 
 
 def _versions(runs: pd.DataFrame) -> Iterator[str]:
-    plain = unversioned(runs["task"], runs["task_fingerprint"])
-    for task, count in runs["task"].groupby(plain).nunique().items():
+    for task, count in runs.groupby("task_name")["task"].nunique().items():
         if count > 1:
             yield (
                 f"Mixed task fingerprints: {task} is there in {count} versions (other data, teacher, "
                 "protocol constants or precision). They are reported apart; do not compare across them."
             )
-    plain = unversioned(runs["optimizer"], runs["optimizer_sha256"])
-    for optimizer, count in runs["optimizer"].groupby(plain).nunique().items():
+    for optimizer, count in runs.groupby("optimizer_name")["optimizer"].nunique().items():
         if count > 1:
             yield f"{optimizer} is there in {count} versions of its source, told apart by a checksum."
     for key, group in runs.groupby(GROUP):

@@ -29,8 +29,7 @@ def read(folder: Path) -> Side:
     if found.frame.empty:
         return Side(found, pd.DataFrame())
     ends = comparison.trials(found.frame)
-    plain = frames.unversioned(ends["optimizer"], ends["optimizer_sha256"])
-    return Side(found, ends.assign(optimizer=plain))
+    return Side(found, ends.assign(optimizer=ends["optimizer_name"]))
 
 
 def report(before: Side, after: Side) -> str:

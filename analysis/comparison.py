@@ -7,7 +7,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from analysis import frames, ratio, survival
-from analysis.frames import CONFIGURATION, unversioned
+from analysis.frames import CONFIGURATION
 from analysis.survival import FEWEST
 from testbed.metrics import Metric, in_order
 
@@ -131,8 +131,7 @@ def resolve(ends: pd.DataFrame, baseline: str) -> dict[tuple[str, str, int], str
     baseline; also among versions of its source. Groups without the baseline are left out.
     """
     named = ends[ends["label"] == baseline]
-    plain = unversioned(ends["optimizer"], ends["optimizer_sha256"])
-    best = chosen(ends[plain == baseline].assign(optimizer=baseline))
+    best = chosen(ends[ends["optimizer_name"] == baseline].assign(optimizer=baseline))
     return {
         (str(row["task"]), str(row["protocol"]), int(row["total_steps"])): str(row["label"])
         for side in (best, named)
@@ -142,9 +141,9 @@ def resolve(ends: pd.DataFrame, baseline: str) -> dict[tuple[str, str, int], str
 
 def across(ends: pd.DataFrame) -> pd.DataFrame:
     """Trials with one name for an optimizer whose versions never meet in a group."""
-    plain = unversioned(ends["optimizer"], ends["optimizer_sha256"])
-    meet = ends["optimizer"].groupby([*(ends[name] for name in GROUP), plain]).transform("nunique") > 1
-    return ends.assign(optimizer=plain.mask(plain.isin(plain[meet]), ends["optimizer"]))
+    names = ends["optimizer_name"]
+    meet = ends.groupby([*GROUP, "optimizer_name"])["optimizer"].transform("nunique") > 1
+    return ends.assign(optimizer=names.mask(names.isin(names[meet]), ends["optimizer"]))
 
 
 def summary(ends: pd.DataFrame) -> pd.DataFrame:

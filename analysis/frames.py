@@ -39,6 +39,8 @@ HEADER = {
 IDENTITY = [
     "run_id",
     *CONFIGURATION,
+    "optimizer_name",
+    "version",
     "seed",
     "batch_size",
     "timed",
@@ -81,8 +83,10 @@ class Folder(NamedTuple):
 def load(folder: Path) -> tuple[pd.DataFrame, list[Trouble]]:
     """All measurements below a folder, and what could not be read.
 
-    One row per measurement, sorted by trial and step. Columns: run_id, task, task_fingerprint, protocol,
-    optimizer, optimizer_sha256, hyperparameters (JSON text), start (what students started from, where
+    One row per measurement, sorted by trial and step. Columns: run_id, task (with a piece of its
+    fingerprint where there are several of that name), task_fingerprint, protocol, optimizer (with its
+    version, where there are several), optimizer_name, version (a piece of its checksum, or nothing),
+    optimizer_sha256, hyperparameters (JSON text), start (what students started from, where
     it is a checkpoint), lessons (their seed, where it is not the trial's), seed, total_steps,
     batch_size, timed, host, commit, status ("unfinished" without an end), target_metric, target_value,
     target_mode; label (a short name of the configuration); step, epoch, train_seconds (NaN where
@@ -120,8 +124,7 @@ def read(folder: Path) -> Folder:
     if not rows:
         return Folder(pd.DataFrame(), pd.DataFrame(), troubles)
     runs = pd.DataFrame(rows)
-    runs["task"] = _versions(runs["task"], runs["task_fingerprint"])
-    runs["optimizer"] = _versions(runs["optimizer"], runs["optimizer_sha256"])
+    runs = _with_versions(runs)
     runs, copies = _without_copies(runs)
     runs = runs.assign(label=labels(runs))
     frame = _frame(runs, [scores[i] for i in runs.index])
@@ -354,17 +357,23 @@ def _differences(configurations: Sequence[str]) -> dict[str, str]:
     }
 
 
-def unversioned(names: pd.Series, checksums: pd.Series) -> pd.Series:
-    """Names without the piece of the checksum that tells versions apart."""
-    ends = "@" + checksums.str[:6]
-    pairs = zip(names, ends, strict=True)
-    return pd.Series([name.removesuffix(end) for name, end in pairs], names.index)
+def _with_versions(runs: pd.DataFrame) -> pd.DataFrame:
+    """Runs with the names of the records beside the names here, which tell versions apart."""
+    task_version = _versions(runs["task"], runs["task_fingerprint"])
+    version = _versions(runs["optimizer"], runs["optimizer_sha256"])
+    return runs.assign(
+        task_name=runs["task"],
+        optimizer_name=runs["optimizer"],
+        version=version,
+        task=runs["task"].where(task_version == "", runs["task"] + "@" + task_version),
+        optimizer=runs["optimizer"].where(version == "", runs["optimizer"] + "@" + version),
+    )
 
 
 def _versions(names: pd.Series, checksums: pd.Series) -> pd.Series:
-    """Names, with a piece of the checksum where one name has several."""
+    """A piece of each checksum, where one name has several."""
     several = checksums.groupby(names).transform("nunique") > 1
-    return names.where(~several, names + "@" + checksums.str[:6])
+    return checksums.str[:6].where(several, "")
 
 
 def _short(value: Any) -> str:

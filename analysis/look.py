@@ -1,7 +1,7 @@
 """One visual language: an optimizer has one colour and marker in every figure, table and page."""
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 
@@ -59,19 +59,23 @@ KNOWN = (
 DASHES = (("-", "solid"), ("--", "dash"), (":", "dot"), ("-.", "dashdot"))
 
 
-def looks(optimizers: Collection[str]) -> dict[str, Look]:
+def looks(optimizers: Collection[str], names: Mapping[str, str] | None = None) -> dict[str, Look]:
     """A look for each optimizer, all different for up to 49; the rest begin again.
 
     Colour and marker change together, so that neighbours differ in both and grey prints can be read.
     Those of other names depend on who else is there: the colour that has been given least, and a marker
     that is not yet with it.
+
+    Args:
+      optimizers: what they are called.
+      names: of which optimizer each is a version, where it is one: the first of several has the look of
+        its name.
     """
     known = {name: _look(i) for i, name in enumerate(KNOWN)}
     found = {name: known.pop(name) for name in KNOWN if name in set(optimizers)}
     others = sorted(set(optimizers) - found.keys())
     for name in others:
-        version_of = name.split("@")[0]  # the first of several versions has the look of its name
-        if version_of in known:
+        if (version_of := (names or {}).get(name)) in known:
             found[name] = known.pop(version_of)
     for name in others:
         if name not in found:

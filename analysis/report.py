@@ -110,7 +110,7 @@ def require_records(found: Folder, folder: Path) -> None:
 
 def names_of(found: Folder) -> list[str]:
     """Optimizers, and the names of those of which there are several versions."""
-    return sorted({*found.runs["optimizer"], *unversioned(found.runs)})
+    return sorted({*found.runs["optimizer"], *found.runs["optimizer_name"]})
 
 
 def default_baseline(found: Folder) -> str:
@@ -158,15 +158,11 @@ def write(found: Folder, out: Path, baseline: str = "adam") -> str:
 
 def looks_of(runs: pd.DataFrame) -> dict[str, look.Look]:
     """A look for each optimizer; the name of several versions has that of the first."""
-    looks = look.looks(runs["optimizer"])
-    for version, name in sorted(zip(runs["optimizer"], unversioned(runs), strict=True)):
+    names = dict(sorted(zip(runs["optimizer"], runs["optimizer_name"], strict=True)))
+    looks = look.looks(names, names)
+    for version, name in names.items():
         looks.setdefault(name, looks[version])
     return looks
-
-
-def unversioned(runs: pd.DataFrame) -> pd.Series:
-    """The optimizers' names without versions."""
-    return frames.unversioned(runs["optimizer"], runs["optimizer_sha256"])
 
 
 def write_data(found: Folder, ends: pd.DataFrame, out: Path) -> None:

@@ -18,7 +18,7 @@ def sensitivity(ends: pd.DataFrame) -> pd.DataFrame:
     """The held-out metric of each configuration against its learning rate.
 
     Of every task, horizon, protocol and optimizer for which three or more learning rates were tried (the
-    hyperparameter `learning_rate`). In a random search the other hyperparameters vary too: points
+    hyperparameter `learning_rate`), where the metric is not negative: otherwise ratios mean nothing. In a random search the other hyperparameters vary too: points
     scatter above their lower envelope, and it is the envelope that tells of the learning rate (`width`).
 
     Args:
@@ -38,9 +38,15 @@ def sensitivity(ends: pd.DataFrame) -> pd.DataFrame:
     parts = [
         _points(group)
         for _, group in table.groupby(GROUP, dropna=False, sort=False)
-        if group["learning_rate"].nunique() >= 3
+        if group["learning_rate"].nunique() >= 3 and _is_positive(group)
     ]
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=POINTS)
+
+
+def _is_positive(group: pd.DataFrame) -> bool:
+    """Whether ratios of the metric mean something: it is never negative."""
+    metric = group["loss"] * (1 if group["mode"].iloc[0] == "min" else -1)
+    return bool((metric[np.isfinite(metric)] >= 0).all())
 
 
 def _points(group: pd.DataFrame) -> pd.DataFrame:

@@ -272,7 +272,8 @@ def print_summary(paths: Sequence[Path], out: Path) -> None:
     frame = frame.assign(label=frames.labels(frame))  # without what else is in the folder
     table = comparison.summary(comparison.trials(frame))
     shown = ["label", "n", "diverged", "validation_kl", "test_kl", "test_accuracy", "reached"]
-    print(table[[*shown, "steps_to_target"]].to_string(index=False))
+    shown = [name for name in [*shown, "steps_to_target"] if name in table]
+    print(table[shown].to_string(index=False))
     print("medians over seeds with 95 % intervals; chosen on validation data")
 
 

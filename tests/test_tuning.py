@@ -116,7 +116,7 @@ def trial(
         "total_steps": 1000,
         "protocol": "p",
         "optimizer": optimizer,
-        "optimizer_sha256": "s",
+        "optimizer_name": optimizer,
         "hyperparameters": f'{{"learning_rate": {learning_rate}}}',
         "label": f"{optimizer} {learning_rate}",
         "seed": seed,
