@@ -12,7 +12,7 @@ import pandas as pd
 
 from testbed import metrics, records
 from testbed.metrics import Metric
-from testbed.records import Record, Trouble
+from testbed.records import ReadError, Record
 
 # What makes two trials the same but for the seed.
 CONFIGURATION = [
@@ -72,7 +72,7 @@ class Folder(NamedTuple):
 
     frame: pd.DataFrame  # a row per measurement, see `load`
     runs: pd.DataFrame  # a row per trial: what identifies it, where it ran, how it ended, its ledger
-    troubles: list[Trouble]  # what could not be used, and why
+    errors: list[ReadError]  # what could not be used, and why
 
     @property
     def metrics(self) -> list[str]:
@@ -80,7 +80,7 @@ class Folder(NamedTuple):
         return metrics_of(self.frame)
 
 
-def load(folder: Path) -> tuple[pd.DataFrame, list[Trouble]]:
+def load(folder: Path) -> tuple[pd.DataFrame, list[ReadError]]:
     """All measurements below a folder, and what could not be read.
 
     One row per measurement, sorted by trial and step. Columns: run_id, task (with a piece of its
@@ -95,7 +95,7 @@ def load(folder: Path) -> tuple[pd.DataFrame, list[Trouble]]:
     where `metric` finds it.
     """
     found = read(folder)
-    return found.frame, found.troubles
+    return found.frame, found.errors
 
 
 def read(folder: Path) -> Folder:
@@ -104,32 +104,32 @@ def read(folder: Path) -> Folder:
     A trial whose header lacks what identifies it, without a measurement, or of which another file has
     more, is told and left out; nothing that a record can hold is fatal.
     """
-    rows, scores, troubles = [], [], []
+    rows, scores, errors = [], [], []
     declared: dict[str, Any] = {}
     for path in records.paths(folder):
         record = records.read(path)
-        troubles += record.troubles
+        errors += record.errors
         if not record.header:
             continue
         if fault := _fault(record):
-            troubles.append(Trouble(path, 0, fault))
+            errors.append(ReadError(path, 0, fault))
             continue
         measured, mistaken = _scores(record)
-        troubles += [*mistaken, *_declare(record, declared)]
+        errors += [*mistaken, *_declare(record, declared)]
         if measured.empty:
-            troubles.append(Trouble(path, 0, "none of its measurements has a step that can be"))
+            errors.append(ReadError(path, 0, "none of its measurements has a step that can be"))
             continue
         rows.append(_run(record) | {"measurements": len(measured), "steps": measured["step"].iloc[-1]})
         scores.append(measured)
     if not rows:
-        return Folder(pd.DataFrame(), pd.DataFrame(), troubles)
+        return Folder(pd.DataFrame(), pd.DataFrame(), errors)
     runs = pd.DataFrame(rows)
     runs = _with_versions(runs)
     runs, copies = _without_copies(runs)
     runs = runs.assign(label=labels(runs))
     frame = _frame(runs, [scores[i] for i in runs.index])
     frame.attrs |= {DECLARED: declared} if declared else {}
-    return Folder(frame, runs.reset_index(drop=True), troubles + copies)
+    return Folder(frame, runs.reset_index(drop=True), errors + copies)
 
 
 def _fault(record: Record) -> str | None:
@@ -160,24 +160,24 @@ def _fault(record: Record) -> str | None:
     return None
 
 
-def _scores(record: Record) -> tuple[pd.DataFrame, list[Trouble]]:
+def _scores(record: Record) -> tuple[pd.DataFrame, list[ReadError]]:
     """The measurements' numbers, by step; of a step that is there twice, the last."""
     measured = {int(row["step"]): row for row in record.measurements if 0 <= row["step"] < 2**53}
     rows = [measured[step] for step in sorted(measured)]
     columns: dict[str, Any] = {"step": np.array(sorted(measured), np.int64)}
-    troubles = []
+    errors = []
     names = dict.fromkeys(name for row in rows for name in row if name not in ("kind", "step"))
     for name in names:
         if _refused(name, names):
-            troubles.append(Trouble(record.path, 0, f"a measurement may not be called {name}: left out"))
+            errors.append(ReadError(record.path, 0, f"a measurement may not be called {name}: left out"))
             continue
         values = [row.get(name) for row in rows]
         columns[name] = np.array([number(value) for value in values])
         wrong = [v for v in values if v is not None and np.isnan(number(v))]
         if wrong:
             reason = f"{name} is {str(wrong[0])[:40]!r}, not a number: {len(wrong)} of them left out"
-            troubles.append(Trouble(record.path, 0, reason))
-    return pd.DataFrame(columns), troubles
+            errors.append(ReadError(record.path, 0, reason))
+    return pd.DataFrame(columns), errors
 
 
 def _refused(name: str, measured: Collection[str]) -> bool:
@@ -201,14 +201,14 @@ def _part(row: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _declare(record: Record, declared: dict[str, Any]) -> Iterator[Trouble]:
+def _declare(record: Record, declared: dict[str, Any]) -> Iterator[ReadError]:
     """Adds what a header declares of its metrics to what others do; yields what cannot be used of it.
 
     A target declares which way its metric is better, where nothing else does.
     """
     own = record.header.get("metrics", {})
     if fault := metrics.check(own):
-        yield Trouble(record.path, 0, f"{fault}: its metrics are drawn as plain scalars")
+        yield ReadError(record.path, 0, f"{fault}: its metrics are drawn as plain scalars")
         own = {}
     target = record.header["target"]
     aim = metrics.find(target["metric"], declared | own)
@@ -217,7 +217,7 @@ def _declare(record: Record, declared: dict[str, Any]) -> Iterator[Trouble]:
         del own[aim.name]["name"]
     for name, fields in own.items():
         if declared.setdefault(name, fields) != fields:
-            yield Trouble(record.path, 0, f"its metric {name} is not declared as in other records")
+            yield ReadError(record.path, 0, f"its metric {name} is not declared as in other records")
 
 
 def metrics_of(frame: pd.DataFrame) -> list[str]:
@@ -255,19 +255,19 @@ def _frame(runs: pd.DataFrame, scores: Sequence[pd.DataFrame]) -> pd.DataFrame:
     return frame.sort_values(["run_id", "step"], ignore_index=True)
 
 
-def _without_copies(runs: pd.DataFrame) -> tuple[pd.DataFrame, list[Trouble]]:
+def _without_copies(runs: pd.DataFrame) -> tuple[pd.DataFrame, list[ReadError]]:
     """Of each run, and of each seed of a configuration, one record: an ended one, then the longest."""
     order = runs.assign(ended=runs["status"] != "unfinished")
     order = order.sort_values(["ended", "measurements"], ascending=False, kind="stable")
-    troubles = []
+    errors = []
     for columns, what in ((["run_id"], "run"), ([*CONFIGURATION, "seed"], "configuration and seed")):
         used = order.groupby(columns, sort=False)["record"].transform("first")
         for record, first in zip(order["record"], used, strict=True):
             if record != first:
                 reason = f"the same {what} as {first}, which is used instead"
-                troubles.append(Trouble(Path(record), 0, reason))
+                errors.append(ReadError(Path(record), 0, reason))
         order = order[order["record"] == used]
-    return runs.loc[sorted(order.index)], troubles
+    return runs.loc[sorted(order.index)], errors
 
 
 def _run(record: Record) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.curves import curves
+from analysis.statistics.curves import curves
 from testbed.metrics import METRICS as ROWS
 
 METRICS = tuple(f"{part}_{row.name}" for part in ("train", "validation", "test") for row in ROWS[:4])
