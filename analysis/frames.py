@@ -2,15 +2,17 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from testbed import records
-from testbed.records import Record, Trouble
+from testbed import metrics, records
+from testbed.metrics import Metric
+from testbed.records import ReadError, Record
 
 # What makes two trials the same but for the seed.
 CONFIGURATION = [
@@ -37,6 +39,8 @@ HEADER = {
 IDENTITY = [
     "run_id",
     *CONFIGURATION,
+    "optimizer_name",
+    "version",
     "seed",
     "batch_size",
     "timed",
@@ -53,16 +57,14 @@ DERIVED = [
     *(f"{axis}_{what}" for axis in ("steps", "seconds") for what in ("to_target", "watched", "cadence")),
     "score",
     "final_kl",
+    "n",  # of `curves.curves`
 ]
+RESERVED = {"kind", *IDENTITY, *DERIVED}  # what no measurement may be called
+DECLARED = "metrics"  # in the `attrs` of a frame, and of what is made of it
 STATUSES = ("finished", "diverged", "failed")  # of an end
 # Columns that every frame has, measured or not.
-SCORES = [
-    "epoch",
-    "train_seconds",
-    "train_loss",
-    "train_kl",
-    *(f"{part}_{score}" for part in ("validation", "test") for score in ("kl", "agreement", "accuracy")),
-]
+EXPECTED = ["epoch", "train_seconds", "train_kl", "validation_kl", "test_kl"]
+CLOCKS = ["step", "epoch", "train_seconds"]
 
 
 class Folder(NamedTuple):
@@ -70,21 +72,30 @@ class Folder(NamedTuple):
 
     frame: pd.DataFrame  # a row per measurement, see `load`
     runs: pd.DataFrame  # a row per trial: what identifies it, where it ran, how it ended, its ledger
-    troubles: list[Trouble]  # what could not be used, and why
+    errors: list[ReadError]  # what could not be used, and why
+
+    @property
+    def metrics(self) -> list[str]:
+        """The columns of what was measured."""
+        return metrics_of(self.frame)
 
 
-def load(folder: Path) -> tuple[pd.DataFrame, list[Trouble]]:
+def load(folder: Path) -> tuple[pd.DataFrame, list[ReadError]]:
     """All measurements below a folder, and what could not be read.
 
-    One row per measurement, sorted by trial and step. Columns: run_id, task, task_fingerprint, protocol,
-    optimizer, optimizer_sha256, hyperparameters (JSON text), start (what students started from, where
+    One row per measurement, sorted by trial and step. Columns: run_id, task (with a piece of its
+    fingerprint where there are several of that name), task_fingerprint, protocol, optimizer (with its
+    version, where there are several), optimizer_name, version (a piece of its checksum, or nothing),
+    optimizer_sha256, hyperparameters (JSON text), start (what students started from, where
     it is a checkpoint), lessons (their seed, where it is not the trial's), seed, total_steps,
     batch_size, timed, host, commit, status ("unfinished" without an end), target_metric, target_value,
     target_mode; label (a short name of the configuration); step, epoch, train_seconds (NaN where
-    trials are not timed), train_loss, train_kl, validation_kl, ... Null scores are NaN.
+    trials are not timed), train_kl, validation_kl, test_kl, and all else that was measured
+    (`metrics_of`). Null scores are NaN. What headers declare of their metrics is in the frame's `attrs`,
+    where `metric` finds it.
     """
     found = read(folder)
-    return found.frame, found.troubles
+    return found.frame, found.errors
 
 
 def read(folder: Path) -> Folder:
@@ -93,31 +104,32 @@ def read(folder: Path) -> Folder:
     A trial whose header lacks what identifies it, without a measurement, or of which another file has
     more, is told and left out; nothing that a record can hold is fatal.
     """
-    rows, scores, troubles = [], [], []
+    rows, scores, errors = [], [], []
+    declared: dict[str, Any] = {}
     for path in records.paths(folder):
         record = records.read(path)
-        troubles += record.troubles
+        errors += record.errors
         if not record.header:
             continue
         if fault := _fault(record):
-            troubles.append(Trouble(path, 0, fault))
+            errors.append(ReadError(path, 0, fault))
             continue
         measured, mistaken = _scores(record)
-        troubles += mistaken
+        errors += [*mistaken, *_declare(record, declared)]
         if measured.empty:
-            troubles.append(Trouble(path, 0, "none of its measurements has a step that can be"))
+            errors.append(ReadError(path, 0, "none of its measurements has a step that can be"))
             continue
         rows.append(_run(record) | {"measurements": len(measured), "steps": measured["step"].iloc[-1]})
         scores.append(measured)
     if not rows:
-        return Folder(pd.DataFrame(), pd.DataFrame(), troubles)
+        return Folder(pd.DataFrame(), pd.DataFrame(), errors)
     runs = pd.DataFrame(rows)
-    runs["task"] = _versions(runs["task"], runs["task_fingerprint"])
-    runs["optimizer"] = _versions(runs["optimizer"], runs["optimizer_sha256"])
+    runs = _with_versions(runs)
     runs, copies = _without_copies(runs)
     runs = runs.assign(label=labels(runs))
     frame = _frame(runs, [scores[i] for i in runs.index])
-    return Folder(frame, runs.reset_index(drop=True), troubles + copies)
+    frame.attrs |= {DECLARED: declared} if declared else {}
+    return Folder(frame, runs.reset_index(drop=True), errors + copies)
 
 
 def _fault(record: Record) -> str | None:
@@ -137,7 +149,8 @@ def _fault(record: Record) -> str | None:
         return "its header's target is not a metric, a value and a mode (min or max)"
     if not record.measurements:
         return "it holds a header only: no measurement was made"
-    if target["metric"] not in set().union(*record.measurements) - {"kind", *IDENTITY, *DERIVED}:
+    measured = set().union(*record.measurements)
+    if target["metric"] not in {name for name in measured if not _refused(name, measured)}:
         return f"its target is {target['metric']}, which is not measured"
     try:
         names = sorted(set().union(*record.measurements))
@@ -147,23 +160,29 @@ def _fault(record: Record) -> str | None:
     return None
 
 
-def _scores(record: Record) -> tuple[pd.DataFrame, list[Trouble]]:
+def _scores(record: Record) -> tuple[pd.DataFrame, list[ReadError]]:
     """The measurements' numbers, by step; of a step that is there twice, the last."""
     measured = {int(row["step"]): row for row in record.measurements if 0 <= row["step"] < 2**53}
     rows = [measured[step] for step in sorted(measured)]
     columns: dict[str, Any] = {"step": np.array(sorted(measured), np.int64)}
-    troubles = []
-    for name in dict.fromkeys(name for row in rows for name in row if name not in ("kind", "step")):
-        if name in IDENTITY or name in DERIVED:
-            troubles.append(Trouble(record.path, 0, f"a measurement may not be called {name}: left out"))
+    errors = []
+    names = dict.fromkeys(name for row in rows for name in row if name not in ("kind", "step"))
+    for name in names:
+        if _refused(name, names):
+            errors.append(ReadError(record.path, 0, f"a measurement may not be called {name}: left out"))
             continue
         values = [row.get(name) for row in rows]
         columns[name] = np.array([number(value) for value in values])
         wrong = [v for v in values if v is not None and np.isnan(number(v))]
         if wrong:
             reason = f"{name} is {str(wrong[0])[:40]!r}, not a number: {len(wrong)} of them left out"
-            troubles.append(Trouble(record.path, 0, reason))
-    return pd.DataFrame(columns), troubles
+            errors.append(ReadError(record.path, 0, reason))
+    return pd.DataFrame(columns), errors
+
+
+def _refused(name: str, measured: Collection[str]) -> bool:
+    """Whether a measurement may not be called so: x_low and x_high are quartiles of x."""
+    return name in RESERVED or ((of := re.sub("_(low|high)$", "", name)) != name and of in measured)
 
 
 def number(value: Any) -> float:
@@ -182,6 +201,43 @@ def _part(row: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def _declare(record: Record, declared: dict[str, Any]) -> Iterator[ReadError]:
+    """Adds what a header declares of its metrics to what others do; yields what cannot be used of it.
+
+    A target declares which way its metric is better, where nothing else does.
+    """
+    own = record.header.get("metrics", {})
+    if fault := metrics.check(own):
+        yield ReadError(record.path, 0, f"{fault}: its metrics are drawn as plain scalars")
+        own = {}
+    target = record.header["target"]
+    aim = metrics.find(target["metric"], declared | own)
+    if aim.better == "none":
+        own = own | {aim.name: aim._replace(better=target["mode"])._asdict()}
+        del own[aim.name]["name"]
+    for name, fields in own.items():
+        if declared.setdefault(name, fields) != fields:
+            yield ReadError(record.path, 0, f"its metric {name} is not declared as in other records")
+
+
+def metrics_of(frame: pd.DataFrame) -> list[str]:
+    """The columns of a frame of measurements that hold what was measured."""
+    known = {*RESERVED, *CLOCKS}
+    return [str(name) for name in frame.select_dtypes("number") if name not in known]
+
+
+def metric(table: pd.DataFrame, column: str) -> Metric:
+    """What is known of a column: as `testbed.metrics` has it, or as the headers of the records do."""
+    return metrics.find(column, table.attrs.get(DECLARED))
+
+
+def with_metrics(table: pd.DataFrame, source: pd.DataFrame) -> pd.DataFrame:
+    """The table, with what headers declare of the source's metrics: pandas does not always keep it."""
+    if DECLARED in source.attrs:
+        table.attrs[DECLARED] = source.attrs[DECLARED]
+    return table
+
+
 def _text(value: Any) -> str:
     return "" if value is None else value if isinstance(value, str) else json.dumps(value)
 
@@ -189,7 +245,8 @@ def _text(value: Any) -> str:
 def _frame(runs: pd.DataFrame, scores: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """A row per measurement, with what identifies its trial."""
     measured = pd.concat(scores, ignore_index=True)
-    measured = measured.reindex(columns=[*measured, *(set(SCORES) - {*measured})])
+    absent = [name for name in EXPECTED if name not in measured]
+    measured = measured.reindex(columns=[*measured, *absent])
     counts = [len(of_run) for of_run in scores]
     identity = runs[[*IDENTITY, "label"]]
     frame = pd.concat(
@@ -198,19 +255,19 @@ def _frame(runs: pd.DataFrame, scores: Sequence[pd.DataFrame]) -> pd.DataFrame:
     return frame.sort_values(["run_id", "step"], ignore_index=True)
 
 
-def _without_copies(runs: pd.DataFrame) -> tuple[pd.DataFrame, list[Trouble]]:
+def _without_copies(runs: pd.DataFrame) -> tuple[pd.DataFrame, list[ReadError]]:
     """Of each run, and of each seed of a configuration, one record: an ended one, then the longest."""
     order = runs.assign(ended=runs["status"] != "unfinished")
     order = order.sort_values(["ended", "measurements"], ascending=False, kind="stable")
-    troubles = []
+    errors = []
     for columns, what in ((["run_id"], "run"), ([*CONFIGURATION, "seed"], "configuration and seed")):
         used = order.groupby(columns, sort=False)["record"].transform("first")
         for record, first in zip(order["record"], used, strict=True):
             if record != first:
                 reason = f"the same {what} as {first}, which is used instead"
-                troubles.append(Trouble(Path(record), 0, reason))
+                errors.append(ReadError(Path(record), 0, reason))
         order = order[order["record"] == used]
-    return runs.loc[sorted(order.index)], troubles
+    return runs.loc[sorted(order.index)], errors
 
 
 def _run(record: Record) -> dict[str, Any]:
@@ -300,17 +357,23 @@ def _differences(configurations: Sequence[str]) -> dict[str, str]:
     }
 
 
-def unversioned(names: pd.Series, checksums: pd.Series) -> pd.Series:
-    """Names without the piece of the checksum that tells versions apart."""
-    ends = "@" + checksums.str[:6]
-    pairs = zip(names, ends, strict=True)
-    return pd.Series([name.removesuffix(end) for name, end in pairs], names.index)
+def _with_versions(runs: pd.DataFrame) -> pd.DataFrame:
+    """Runs with the names of the records beside the names here, which tell versions apart."""
+    task_version = _versions(runs["task"], runs["task_fingerprint"])
+    version = _versions(runs["optimizer"], runs["optimizer_sha256"])
+    return runs.assign(
+        task_name=runs["task"],
+        optimizer_name=runs["optimizer"],
+        version=version,
+        task=runs["task"].where(task_version == "", runs["task"] + "@" + task_version),
+        optimizer=runs["optimizer"].where(version == "", runs["optimizer"] + "@" + version),
+    )
 
 
 def _versions(names: pd.Series, checksums: pd.Series) -> pd.Series:
-    """Names, with a piece of the checksum where one name has several."""
+    """A piece of each checksum, where one name has several."""
     several = checksums.groupby(names).transform("nunique") > 1
-    return names.where(~several, names + "@" + checksums.str[:6])
+    return checksums.str[:6].where(several, "")
 
 
 def _short(value: Any) -> str:

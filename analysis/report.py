@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
@@ -22,22 +23,11 @@ import pyarrow.csv
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from analysis import (
-    cautions,
-    compare,
-    comparison,
-    curves,
-    figures,
-    frames,
-    look,
-    markdown,
-    page,
-    sections,
-    sentences,
-    tables,
-)
-from analysis.comparison import GROUP
+from analysis import figures, frames
 from analysis.frames import Folder
+from analysis.output import before_after, checks, headlines, html, markdown, sections, tables
+from analysis.statistics import curves, matched_quality, speedups, summary, trials
+from analysis.statistics.trials import GROUP
 
 MOST_PROCESSES = 8
 FIGURES_PER_PROCESS = 12  # each process has to import all this
@@ -50,10 +40,10 @@ def main() -> None:
     if bool(args.compare) == bool(args.records):
         refuse("give one folder of records, or --compare BEFORE AFTER")
     if args.compare:
-        sides = [compare.read(folder) for folder in args.compare]
+        sides = [before_after.read(folder) for folder in args.compare]
         for side, folder in zip(sides, args.compare, strict=True):
             require_records(side.found, folder)
-        print(compare.report(*sides))
+        print(before_after.report(*sides))
         return
     found = frames.read(args.records)
     require_records(found, args.records)
@@ -99,17 +89,17 @@ def refuse(message: str) -> NoReturn:
 
 
 def require_records(found: Folder, folder: Path) -> None:
-    """Tells what could not be used; ends the command where that leaves no record."""
-    for trouble in found.troubles:
-        print(f"skipped {trouble.path}, line {trouble.line}: {trouble.reason}", file=sys.stderr)
+    """Reports what could not be used; ends the command where that leaves no record."""
+    for error in found.errors:
+        print(f"skipped {error.path}, line {error.line}: {error.reason}", file=sys.stderr)
     if found.runs.empty:
-        unusable = f", and {len(found.troubles)} lines or files not usable" if found.troubles else ""
+        unusable = f", and {len(found.errors)} lines or files not usable" if found.errors else ""
         refuse(f"{folder}: no records there{unusable}; make some with run.py")
 
 
 def names_of(found: Folder) -> list[str]:
     """Optimizers, and the names of those of which there are several versions."""
-    return sorted({*found.runs["optimizer"], *unversioned(found.runs)})
+    return sorted({*found.runs["optimizer"], *found.runs["optimizer_name"]})
 
 
 def default_baseline(found: Folder) -> str:
@@ -120,64 +110,51 @@ def default_baseline(found: Folder) -> str:
 
 def write(found: Folder, out: Path, baseline: str = "adam") -> str:
     """Writes the whole report of a folder's records; its summary as Markdown."""
-    ends = comparison.trials(found.frame)
-    looks = looks_of(found.runs)
-    warnings = cautions.cautions(found, ends)
+    ends, lines = trials.trials(found.frame), curves.curves(found.frame)
+    styles = styles_of(found.runs)
+    warnings = checks.warnings(found, ends)
+    ratios = speedups.speedups(ends, baseline)
+    matched = matched_quality.matched_quality(ends, baseline)
+    parts = list(sections.sections(found, ends, lines, ratios, matched, baseline, styles))
     write_data(found, ends, out)
-    lines, speedups = curves.curves(found.frame), comparison.speedups(ends, baseline)
-    matched = comparison.matched_quality(ends, baseline)
-    parts = list(sections.parts(found, ends, lines, speedups, matched, baseline, looks))
-    for part in parts:
-        if len(part.table):
-            write_csv(part.table, out / f"{part.name}.csv")
-    draw(parts, out)
-    best = comparison.chosen(ends)
-    speedups = speedups.merge(best[[*GROUP, "label"]].drop_duplicates())
+    write_sections(parts, out)
+    best = trials.best_per_optimizer(ends)
+    ratios = ratios.merge(best[[*GROUP, "label"]].drop_duplicates())
     order = [*GROUP, "axis", "speedup"]
-    speedups = speedups.sort_values(order, ascending=[True, True, True, False, False])
-    told = [*sentences.summary(best, speedups)]
+    ratios = ratios.sort_values(order, ascending=[True, True, True, False, False])
+    sentences = [*headlines.headlines(best, ratios)]
     thinned, notes = tables.thin(lines)
-    whole = page.Page(
+    page = html.Page(
         title="FunMatch: " + ", ".join(sorted(found.runs["task"].unique())),
-        sentences=told,
+        headlines=sentences,
         warnings=warnings,
         curves=thinned,
         targets=targets(ends),
-        looks=looks,
-        sections=[
-            page.Section(
-                p.title, p.how, tables.readable(p.table), (p.name,) * bool(p.figure), p.files, p.group
-            )
-            for p in parts
-            if p.shown
-        ],
+        styles=styles,
+        sections=[replace(part, table=tables.readable(part.table)) for part in parts if part.shown],
         runs=tables.runs_table(found.runs, ends, out),
         provenance=tables.provenance(found.runs),
         notes=notes,
     )
-    (out / "index.html").write_text(page.render(whole, out), encoding="utf-8")
-    text = to_markdown(told, warnings, best, speedups, matched, baseline)
+    (out / "index.html").write_text(html.render(page, out), encoding="utf-8")
+    text = to_markdown(sentences, warnings, best, ratios, matched, baseline)
     (out / "summary.md").write_text(text + "\n", encoding="utf-8")
     return text
 
 
-def looks_of(runs: pd.DataFrame) -> dict[str, look.Look]:
-    """A look for each optimizer; the name of several versions has that of the first."""
-    looks = look.looks(runs["optimizer"])
-    for version, name in sorted(zip(runs["optimizer"], unversioned(runs), strict=True)):
-        looks.setdefault(name, looks[version])
-    return looks
-
-
-def unversioned(runs: pd.DataFrame) -> pd.Series:
-    """The optimizers' names without versions."""
-    return frames.unversioned(runs["optimizer"], runs["optimizer_sha256"])
+def styles_of(runs: pd.DataFrame) -> figures.Styles:
+    """A style for each optimizer; the name of several versions has that of the first."""
+    names = dict(sorted(zip(runs["optimizer"], runs["optimizer_name"], strict=True)))
+    styles = figures.styles(names, names)
+    for version, name in names.items():
+        styles.setdefault(name, styles[version])
+    return styles
 
 
 def write_data(found: Folder, ends: pd.DataFrame, out: Path) -> None:
     """The tidy frames: measurements (CSV, Parquet), and trials."""
-    scores = [name for name in found.frame if name not in (*frames.IDENTITY, "label")]
-    write_csv(found.frame[[*IN_A_MEASUREMENT, *scores]], out / "measurements.csv")
+    measured = [*frames.CLOCKS, *frames.metrics_of(found.frame)]
+    write_csv(found.frame[[*IN_A_MEASUREMENT, *measured]], out / "measurements.csv")
     found.frame.to_parquet(out / "measurements.parquet", index=False)
     own = ["run_id", *(name for name in found.runs if name not in ends)]
     write_csv(ends.merge(found.runs[own], on="run_id"), out / "trials.csv")
@@ -188,9 +165,12 @@ def write_csv(table: pd.DataFrame, path: Path) -> None:
     pyarrow.csv.write_csv(pyarrow.Table.from_pandas(table, preserve_index=False), path)
 
 
-def draw(parts: Sequence[sections.Part], out: Path) -> None:
-    """Saves the parts' figures, in several processes where there are many."""
-    jobs = [(part.figure, out, part.name) for part in parts if part.figure]
+def write_sections(parts: Sequence[html.Section], out: Path) -> None:
+    """Saves the sections' tables, and their figures in several processes where those are many."""
+    for part in parts:
+        if len(part.table):
+            write_csv(part.table, out / f"{part.name}.csv")
+    jobs = [(figure, out, name) for part in parts for name, figure in part.figures.items()]
     workers = min(os.cpu_count() or 1, MOST_PROCESSES, math.ceil(len(jobs) / FIGURES_PER_PROCESS))
     progress = partial(tqdm, total=len(jobs), desc="figures", disable=None)  # silent in a pipe
     if workers < 2:
@@ -205,28 +185,28 @@ def _draw(job: tuple[Callable[[], Figure], Path, str]) -> None:
     figures.save(figure(), out, name)
 
 
-def targets(ends: pd.DataFrame) -> dict[page.Group, curves.Target]:
+def targets(ends: pd.DataFrame) -> dict[html.Group, curves.Target]:
     """The target of each group."""
     return {
-        page.Group(str(task), str(protocol), int(str(steps))): curves.target(group)
+        html.Group(str(task), str(protocol), int(str(steps))): curves.target(group)
         for (task, protocol, steps), group in ends.groupby(GROUP)
     }
 
 
 def to_markdown(
-    told: Sequence[str],
+    sentences: Sequence[str],
     warnings: Sequence[str],
     best: pd.DataFrame,
-    speedups: pd.DataFrame,
+    ratios: pd.DataFrame,
     matched: pd.DataFrame,
     baseline: str,
 ) -> str:
-    """The summary as text: sentences, cautions, tables of each optimizer's best configuration."""
-    lines = [*(f"- {markdown.escape(sentence)}" for sentence in told), ""]
-    lines += [f"- Caution: {markdown.escape(warning)}" for warning in warnings]
+    """The summary as text: sentences, warnings, tables of each optimizer's best configuration."""
+    lines = [*(f"- {markdown.escape(sentence)}" for sentence in sentences), ""]
+    lines += [f"- Warning: {markdown.escape(warning)}" for warning in warnings]
     shown = {
-        "Held-out results: medians over n seeds [95 % interval]": comparison.summary(best),
-        f"Speed-up over {baseline} to the target": tables.readable(speedups),
+        "Held-out results: medians over n seeds [95 % interval]": summary.summary(best),
+        f"Speed-up over {baseline} to the target": tables.readable(ratios),
         f"Speed-up over {baseline} at matched final test KL, across horizons": tables.readable(matched),
     }
     for title, table in shown.items():

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
-from testbed import devices
+from testbed import devices, metrics
 from testbed.errors import RequestError
 
 Row = Mapping[str, Any]  # of a record
@@ -74,7 +74,7 @@ class TensorBoard:
         from tensorboardX import summary
 
         for name, value in _numbers(row).items():
-            self._write(summary.scalar(name, value), row["step"])
+            self._write(summary.scalar(name, value, display_name=metrics.find(name).label), row["step"])
         self._writer.flush()
 
     def ended(self, row: Row) -> None:

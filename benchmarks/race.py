@@ -19,8 +19,9 @@ from typing import Any
 import pandas as pd
 from tqdm import tqdm
 
-from analysis import curves, figures, look
-from analysis import race as statistics
+from analysis import figures
+from analysis.statistics import curves
+from analysis.statistics import race as statistics
 from benchmarks.commands import (
     Interrupted,
     Parser,
@@ -259,9 +260,9 @@ def show(bar: Any, trial: Trial, path: Path, at: Progress) -> None:
 
 
 def measure(heats: Sequence[Heat], out: Path) -> pd.DataFrame:
-    """The measurements of a race's records; see `analysis.race.load`."""
+    """The measurements of a race's records; see `analysis.statistics.race.measurements`."""
     run_ids = {path.stem for path in record_paths(heats, out)}
-    return statistics.load(race_folder(heats[0], out), list(heats[0]), run_ids)
+    return statistics.measurements(race_folder(heats[0], out), list(heats[0]), run_ids)
 
 
 def report(heats: Sequence[Heat], out: Path, folder: Path) -> None:
@@ -274,9 +275,9 @@ def report(heats: Sequence[Heat], out: Path, folder: Path) -> None:
     table = statistics.pairs(frame, baseline)
     name = f"race-{trial.task.name}-{trial.total_steps}"
     table.to_csv(folder / f"{name}.csv", index=False)
-    drawn, looks = curves.curves(frame), look.looks(frame["optimizer"])
+    drawn, styles = curves.curves(frame), figures.styles(frame["optimizer"])
     for axis, ending in (("train_seconds", ""), ("step", "-by-step")):
-        figure = figures.time_to_accuracy(drawn, metric, axis, looks, curves.target(frame))
+        figure = figures.time_to_accuracy(drawn, metric, axis, styles, curves.target(frame))
         figures.save(figure, folder, name + ending)
     print(statistics.standings(table).to_string(index=False))
     print(f"medians over seeds; at the end: {metric}; target: {target}")

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis import comparison, curves, figures, frames, look
-from analysis.comparison import Estimate
+from analysis import figures, frames
+from analysis.statistics import summary
+from analysis.statistics.summary import Estimate
 from benchmarks.commands import add_task_options, choose_task, make_trial, positive, run_all, serve
 from optimizers import registry
 
@@ -44,8 +45,7 @@ def main() -> None:
     frame = frame[frame["run_id"].isin(run_ids)].reset_index(drop=True)
     frame["label"] = frame["protocol"]
     args.report.mkdir(parents=True, exist_ok=True)
-    table, looks = curves.curves(frame), look.looks(frame["optimizer"])
-    figure = figures.overfitting(table, looks, curves.target(frame))
+    figure = figures.overfitting(frame)
     figures.save(figure, args.report, f"consistency-{task.name}-{steps}")
     measured = overfitting(frame)
     table = pd.DataFrame(measured.values(), index=pd.Index(measured)).map(str)
@@ -78,7 +78,7 @@ def overfitting(frame: pd.DataFrame) -> dict[str, dict[str, Estimate]]:
                 }
             )
         measured = pd.DataFrame(values)
-        rows[str(protocol)] = {str(name): comparison.estimate(measured[name]) for name in measured}
+        rows[str(protocol)] = {str(name): summary.estimate(measured[name]) for name in measured}
     return rows
 
 

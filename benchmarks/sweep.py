@@ -22,7 +22,9 @@ from typing import Any, NamedTuple
 
 from scipy.stats import qmc
 
-from analysis import comparison, frames
+from analysis import frames
+from analysis.statistics import summary
+from analysis.statistics.trials import trials as ends_of
 from benchmarks import engines, loggers
 from benchmarks.commands import (
     Parser,
@@ -270,9 +272,10 @@ def print_summary(paths: Sequence[Path], out: Path) -> None:
     frame, _ = frames.load(out)
     frame = frame[frame["run_id"].isin([path.stem for path in paths])]
     frame = frame.assign(label=frames.labels(frame))  # without what else is in the folder
-    table = comparison.summary(comparison.trials(frame))
+    table = summary.summary(ends_of(frame))
     shown = ["label", "n", "diverged", "validation_kl", "test_kl", "test_accuracy", "reached"]
-    print(table[[*shown, "steps_to_target"]].to_string(index=False))
+    shown = [name for name in [*shown, "steps_to_target"] if name in table]
+    print(table[shown].to_string(index=False))
     print("medians over seeds with 95 % intervals; chosen on validation data")
 
 

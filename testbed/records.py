@@ -21,7 +21,7 @@ SCHEMA = 1
 TAIL = 65536  # bytes: longer than any row
 
 
-class Trouble(NamedTuple):
+class ReadError(NamedTuple):  # a value, which nothing raises
     """A line of a record that could not be used."""
 
     path: Path
@@ -36,7 +36,7 @@ class Record(NamedTuple):
     header: dict[str, Any]
     measurements: list[dict[str, Any]]
     end: dict[str, Any] | None  # None: the trial is running, or was interrupted
-    troubles: list[Trouble]
+    errors: list[ReadError]
 
 
 def run_id(identity: Mapping[str, Any]) -> str:
@@ -72,15 +72,15 @@ def append(path: Path, *rows: Mapping[str, Any], at: int) -> int:
 
 
 def read(path: Path) -> Record:
-    """Reads what can be read of a record; lines that cannot are told in `troubles`."""
+    """Reads what can be read of a record; lines that cannot are in `errors`."""
     header: dict[str, Any] = {}
     measurements: list[dict[str, Any]] = []
     end = None
-    troubles = []
+    errors = []
     try:
         content = path.read_bytes()
     except OSError as error:
-        return Record(path, header, measurements, end, [Trouble(path, 0, str(error))])
+        return Record(path, header, measurements, end, [ReadError(path, 0, str(error))])
     for number, line in enumerate(content.split(b"\n"), start=1):
         if not line.strip():
             continue
@@ -88,10 +88,10 @@ def read(path: Path) -> Record:
             row = json.loads(line)
             kind = row["kind"]
         except (ValueError, KeyError, TypeError):
-            troubles.append(Trouble(path, number, "not a JSON object with a kind"))
+            errors.append(ReadError(path, number, "not a JSON object with a kind"))
             continue
         if kind == "header" and row.get("schema") != SCHEMA:
-            troubles.append(Trouble(path, number, f"schema {row.get('schema')}, not {SCHEMA}"))
+            errors.append(ReadError(path, number, f"schema {row.get('schema')}, not {SCHEMA}"))
         elif kind == "header":
             header = row
         elif kind == "measurement" and isinstance(row.get("step"), int):
@@ -99,10 +99,10 @@ def read(path: Path) -> Record:
         elif kind == "end":
             end = row
         else:
-            troubles.append(Trouble(path, number, f"kind {kind!r} without what belongs to it"))
+            errors.append(ReadError(path, number, f"kind {kind!r} without what belongs to it"))
     if not header:
-        troubles.append(Trouble(path, 0, "no header"))
-    return Record(path, header, measurements, end, troubles)
+        errors.append(ReadError(path, 0, "no header"))
+    return Record(path, header, measurements, end, errors)
 
 
 def read_folder(folder: Path) -> list[Record]:
@@ -149,7 +149,7 @@ def last_row(path: Path) -> dict[str, Any] | None:
     return None
 
 
-class Busy(RequestError):  # noqa: N818 (whoever waits needs no error)
+class Busy(RequestError):  # noqa: N818 (a process that waits needs no error)
     """Another process runs the trial."""
 
 
@@ -185,7 +185,7 @@ def _open_locked(record: Path, path: Path) -> BinaryIO:
                 return file
         except BlockingIOError as error:
             tries += 1
-            if tries < 5:  # somebody may only be looking (`is_held`)
+            if tries < 5:  # another process may only be looking (`is_held`)
                 file.close()
                 time.sleep(0.01)
                 continue
@@ -195,7 +195,7 @@ def _open_locked(record: Path, path: Path) -> BinaryIO:
             ) from error
         except FileNotFoundError:
             pass
-        # Whoever had the lock removed the file after it was opened here: a lock on it keeps nobody out.
+        # The holder of the lock removed the file after it was opened here: a lock on it locks nothing.
         file.close()
 
 

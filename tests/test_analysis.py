@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from analysis import comparison, frames, report, survival
+from analysis import frames, report
+from analysis.statistics import matched_quality, speedups, summary, survival, trials
 from testbed import records
 
 TARGET = {"metric": "validation_kl", "value": 0.5, "mode": "min"}
@@ -67,8 +68,8 @@ def folder(tmp_path):
 
 
 def test_frames_are_tidy(folder):
-    frame, troubles = frames.load(folder)
-    assert troubles == []
+    frame, errors = frames.load(folder)
+    assert errors == []
     assert len(frame) == 15 * 5
     assert not frame.duplicated(["run_id", "step"]).any()
     assert set(frame["label"]) == {"fast", "adam", "never"}
@@ -94,7 +95,7 @@ def test_labels_say_what_differs_and_no_more(tmp_path):
 
 
 def test_steps_to_target_are_those_of_the_first_good_measurement(folder):
-    ends = comparison.trials(frames.load(folder)[0])
+    ends = trials.trials(frames.load(folder)[0])
     steps = ends.set_index(["optimizer", "seed"])["steps_to_target"]
     assert set(steps["fast"]) == {25}
     assert set(steps["adam"]) == {75}
@@ -105,7 +106,7 @@ def test_steps_to_target_are_those_of_the_first_good_measurement(folder):
 
 
 def test_summary_counts_misses_instead_of_dropping_them(folder):
-    table = comparison.summary(comparison.trials(frames.load(folder)[0])).set_index("label")
+    table = summary.summary(trials.trials(frames.load(folder)[0])).set_index("label")
     assert table.loc["never", "reached"] == "1 of 5"
     assert table.loc["never", "steps_to_target"] == "not reached"
     assert table.loc["fast", "steps_to_target"] == "25 [25, 25]"
@@ -113,7 +114,7 @@ def test_summary_counts_misses_instead_of_dropping_them(folder):
 
 
 def test_speedups_are_paired_by_seed(folder):
-    table = comparison.speedups(comparison.trials(frames.load(folder)[0]), "adam")
+    table = speedups.speedups(trials.trials(frames.load(folder)[0]), "adam")
     steps = table[table["axis"] == "steps"].set_index("label")
     # Seen after 75 and 25 steps, but at their first measurement: it may be 50 and 1.
     assert steps.loc["fast", ["speedup", "low", "high"]].tolist() == pytest.approx([3, 2, np.inf])
@@ -130,7 +131,7 @@ def test_matched_quality_interpolates_in_logarithms(tmp_path):
         for steps in (100, 400, 1600):
             write(tmp_path, "adam", seed, [9, 100 / steps], steps)
             write(tmp_path, "half", seed, [9, 50 / steps], steps)
-    table = comparison.matched_quality(comparison.trials(frames.load(tmp_path)[0]), "adam")
+    table = matched_quality.matched_quality(trials.trials(frames.load(tmp_path)[0]), "adam")
     table = table.set_index("horizon")
     for horizon in (400, 1600):
         found = table.loc[horizon]
@@ -148,8 +149,8 @@ def test_matched_quality_covers_what_it_interpolates_between_noisy_ends(tmp_path
         for steps in (100, 400, 1600):
             for name, c in (("adam", 100), ("half", 50)):
                 write(tmp_path, name, seed, [9, c / steps * np.exp(0.1 * rng.normal())], steps)
-    ends = comparison.trials(frames.load(tmp_path)[0])
-    found = comparison.matched_quality(ends, "adam").set_index("horizon").loc[400]
+    ends = trials.trials(frames.load(tmp_path)[0])
+    found = matched_quality.matched_quality(ends, "adam").set_index("horizon").loc[400]
     kl = ends.pivot_table(index=["optimizer", "seed"], columns="total_steps", values="test_kl")
 
     def rejected(speedup):
@@ -171,8 +172,8 @@ def test_a_diverged_trial_counts_as_no_better_than_untrained(tmp_path):
             lost = steps == 400 and seed == 0
             curve, status = ([2, None], "diverged") if lost else ([2, 0.4], "finished")
             write(tmp_path, "bad", seed, curve, steps, status)
-    ends = comparison.trials(frames.load(tmp_path)[0])
-    found = comparison.matched_quality(ends, "adam").set_index("horizon")
+    ends = trials.trials(frames.load(tmp_path)[0])
+    found = matched_quality.matched_quality(ends, "adam").set_index("horizon")
     assert set(found["n"]) == {5}, "no seed was dropped"
     steps = ends.set_index(["optimizer", "seed", "total_steps"])
     assert steps.loc[("bad", 0, 400), ["status", "final_kl"]].tolist() == ["diverged", 2]
@@ -185,17 +186,17 @@ def test_the_best_configuration_is_one_of_those_with_most_seeds(tmp_path):
     for seed in range(3):
         write(tmp_path, "adam", seed, [4, 0.2], learning_rate=0.1)
         write(tmp_path, "adam", seed, [4, 0.1] if seed else [4, 0.5], learning_rate=0.2)
-    ends = comparison.trials(frames.load(tmp_path)[0])
-    best = comparison.chosen(ends)
+    ends = trials.trials(frames.load(tmp_path)[0])
+    best = trials.best_per_optimizer(ends)
     assert set(best["hyperparameters"]) == {'{"learning_rate": 0.2}'}
-    assert list(comparison.resolve(ends, "adam").values()) == ["adam learning_rate=0.2"]
+    assert list(trials.resolve_baseline(ends, "adam").values()) == ["adam learning_rate=0.2"]
 
 
 def test_unshared_seeds_are_compared_unpaired_and_told(tmp_path):
     for seed in range(5):
         write(tmp_path, "adam", seed, SLOW)
         write(tmp_path, "fast", 10 + seed, FAST)
-    found = comparison.speedups(comparison.trials(frames.load(tmp_path)[0]), "adam").iloc[0]
+    found = speedups.speedups(trials.trials(frames.load(tmp_path)[0]), "adam").iloc[0]
     assert not found["paired"]
     assert found["speedup"] == pytest.approx(3)
     assert np.isnan(found["wins"])
@@ -228,11 +229,11 @@ def test_medians_of_misses_say_so():
 
 def test_bootstrap_interval_of_a_median_covers_it():
     rng = np.random.default_rng(1)
-    estimates = [comparison.estimate(rng.normal(size=25)) for _ in range(100)]
+    estimates = [summary.estimate(rng.normal(size=25)) for _ in range(100)]
     covered = sum(e.low <= 0 <= e.high for e in estimates)
     assert 88 <= covered <= 100
-    assert str(comparison.estimate([1.0, 2.0])) == "1.5", "two values make no interval"
-    assert str(comparison.estimate([])) == "-"
+    assert str(summary.estimate([1.0, 2.0])) == "1.5", "two values make no interval"
+    assert str(summary.estimate([])) == "-"
 
 
 def test_a_report_is_written_and_agrees_with_the_records(folder, tmp_path, monkeypatch, capsys):

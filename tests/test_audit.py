@@ -8,7 +8,9 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from analysis import audit, comparison, frames, sensitivity
+from analysis import frames
+from analysis.statistics import overfitting as audit
+from analysis.statistics import sensitivity, trials
 from tests.test_analysis import write
 from tests.test_tuning import ends, trial
 
@@ -244,5 +246,5 @@ def test_records_are_audited(tmp_path):
     assert table["n"].tolist() == [3] * 3
     assert table["gap"].tolist() == [1] * 3
     assert audit.rank_correlation(frame)["spearman"].tolist() == [1, 1]
-    points = sensitivity.sensitivity(comparison.trials(frame))
+    points = sensitivity.sensitivity(trials.trials(frame))
     assert points["loss_ratio"].tolist() == pytest.approx([1, 0.71 / 0.61, 0.81 / 0.61])

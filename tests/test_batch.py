@@ -96,7 +96,7 @@ def test_at_the_end_batched_and_alone_differ_less_than_seeds_do(tiny, tmp_path):
 def test_batched_records_have_no_seconds_and_say_with_whom_they_ran(together_and_alone, tmp_path):
     for vectorized, found in enumerate(together_and_alone[:2]):
         for record in found:
-            assert record.troubles == []
+            assert record.errors == []
             assert record.header["timed"] is False
             assert all("train_seconds" not in m for m in record.measurements)
             about = record.header["batch"]
@@ -116,7 +116,7 @@ def test_line_searches_are_not_vectorized_unless_asked(tiny, tmp_path, monkeypat
 def test_a_report_is_made_of_records_without_seconds(together_and_alone, tmp_path):
     folder = together_and_alone[0][0].path.parents[2]
     found = frames.read(folder)
-    assert not found.troubles
+    assert not found.errors
     text = report.write(found, tmp_path, "shampoo")
     assert "shampoo" in text
     assert list(tmp_path.glob("*validation_kl-by-step.png"))

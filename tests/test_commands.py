@@ -15,7 +15,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from analysis import comparison
+from analysis.statistics import summary
 from benchmarks import commands, make_teacher, overhead, prepare, run, study, sweep, throughput
 from benchmarks.commands import make_trial
 from optimizers import registry
@@ -329,7 +329,7 @@ def test_the_consistency_study_makes_its_figure_and_table(command, tiny_task, tm
     ],
 )
 def test_verdict_follows_from_the_intervals(fixed, matching, expected):
-    told = study.verdict(comparison.estimate(fixed), comparison.estimate(matching))
+    told = study.verdict(summary.estimate(fixed), summary.estimate(matching))
     assert expected in told
 
 

@@ -6,7 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.curves import METRICS, curves
+from analysis.statistics.curves import curves
+from testbed.metrics import METRICS as ROWS
+
+METRICS = tuple(f"{part}_{row.name}" for part in ("train", "validation", "test") for row in ROWS[:4])
 
 
 def measurements(trials, steps=(0, 10, 20, 30), total_steps=30, label="adam"):

@@ -76,7 +76,7 @@ def _make_jobs(opt, out, rates=RATES, *, batched=False) -> list[Job]:
 
 def contents(out: Path) -> dict[str, list]:
     found = records.read_folder(out)
-    assert all(record.troubles == [] for record in found)
+    assert all(record.errors == [] for record in found)
     return {record.path.name: without_times(record) for record in found}
 
 

@@ -9,15 +9,20 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.text import Text
 
-from analysis import comparison, figures, frames, sensitivity, tuning
-from analysis.axes import round_ticks, width, wrapped
-from analysis.curves import METRICS, Target, curves
-from analysis.lines import spread
-from analysis.look import KNOWN, PALETTE, looks
-from analysis.panels import lower_hull
-from analysis.sections import of_finals
+from analysis import figures, frames
+from analysis.figures import styles
+from analysis.figures.axes import round_ticks, width, wrapped
+from analysis.figures.lines import spread
+from analysis.figures.sensitivity import lower_hull
+from analysis.figures.style import KNOWN, PALETTE
+from analysis.statistics import matched_quality, sensitivity, trials, tuning
+from analysis.statistics.curves import Target, curves
+from analysis.statistics.speedups import speedups as speedups_of
+from testbed.metrics import METRICS as ROWS
+from testbed.metrics import find
 from tests.test_analysis import FAST, NEVER, SLOW, write
 
+METRICS = tuple(f"{part}_{row.name}" for part in ("train", "validation", "test") for row in ROWS[:4])
 TARGET = Target("validation_kl", 0.05, "min")
 STEPS = np.array([0, 10, 20, 40, 80, 160, 320, 640, 1000])
 LONG = tuple(f"an_optimizer_whose_name_is_40_characters{i}"[-40:] for i in range(5))
@@ -50,7 +55,7 @@ def table_of_curves(names, seeds=5, diverged=False, configurations=1):
         for seed in range(seeds):
             kl = 2 * (1 + 0.1 * i) * (1 + STEPS / 10) ** -0.8 * rng.lognormal(0, 0.05, len(STEPS))
             known = {"optimizer": name, "label": label, "run_id": f"{i}-{seed}", "seed": seed}
-            scores = {m: kl if m.endswith("_kl") else 1 - kl / 20 for m in METRICS}
+            scores = {m: kl if find(m).better == "min" else 1 - kl / 20 for m in METRICS}
             rows.append(pd.DataFrame({**known, "step": STEPS, "train_seconds": STEPS / 50, **scores}))
     frame = pd.concat(rows, ignore_index=True)
     frame = frame.assign(task="digits", protocol="function_matching", total_steps=1000)
@@ -63,14 +68,14 @@ def table_of_curves(names, seeds=5, diverged=False, configurations=1):
 def curve(metric, axis):
     def draw(**size):
         return figures.time_to_accuracy(
-            table_of_curves(**size), metric, axis, looks(size["names"]), TARGET
+            table_of_curves(**size), metric, axis, styles(size["names"]), TARGET
         )
 
     return draw
 
 
 def overfitting(**size):
-    return figures.overfitting(table_of_curves(**size), looks(size["names"]), TARGET)
+    return figures.overfitting(table_of_curves(**size), styles(size["names"]), TARGET)
 
 
 INTERVALS = ["label", "optimizer", "speedup", "low", "high", "bound", "n"]
@@ -111,7 +116,7 @@ def patience(**size):
     # Within the horizons: nothing is extrapolated.
     matched["speedup"] = matched["speedup"].clip(1, 16)
     matched["needed"] = 16000 / matched["speedup"]
-    return figures.patience(finals, matched, looks(size["names"]))
+    return figures.patience(finals, matched, styles(size["names"]))
 
 
 def speedups(axes=("steps", "seconds"), tasks=("digits",)):
@@ -120,7 +125,7 @@ def speedups(axes=("steps", "seconds"), tasks=("digits",)):
         one = one.assign(over="adam", total_steps=1000)
         one["wins"] = one["n"]
         table = [one.assign(axis=axis, task=task) for axis in axes for task in tasks]
-        return figures.speedups(pd.concat(table), looks(size["names"]))
+        return figures.speedups(pd.concat(table), styles(size["names"]))
 
     return draw
 
@@ -132,7 +137,7 @@ def profile(**size):
         for i, name in enumerate(size["names"])
     }
     table = pd.DataFrame(reached, index=taus).T * (0 if size.get("diverged") else 1)
-    return figures.profile(table, looks(size["names"]), note="8 workloads")
+    return figures.profile(table, styles(size["names"]), note="8 workloads")
 
 
 def tuning_curve(**size):
@@ -158,7 +163,7 @@ def tuning_curve(**size):
         1.3 * table["median"],
         table["median"],
     )
-    return figures.tuning_curve(table, looks(size["names"]))
+    return figures.tuning_curve(table, styles(size["names"]))
 
 
 def rates(**size):
@@ -169,16 +174,16 @@ def rates(**size):
         relative, ratio = relative * np.nan, ratio * np.inf
     points = {"relative": relative, "loss_ratio": ratio, "metric": 0.1, "n": 1}
     tables = [pd.DataFrame(points).assign(optimizer=name) for name in size["names"]]
-    return figures.sensitivity(pd.concat(tables), looks(size["names"]))
+    return figures.sensitivity(pd.concat(tables), styles(size["names"]))
 
 
 def costs(**size):
     pairs = labels(size["names"], size.get("configurations", 1))
     table = pd.DataFrame(pairs, columns=["optimizer", "label"]).assign(n=5)
-    parts = ("learning", "data_wait", "examination", "checkpoint", "record", "compile", "setup")
+    parts = ("learning", "data_wait", "evaluation", "checkpoint", "record", "compile", "setup")
     for i, part in enumerate(parts):
         table[part] = np.nan if size.get("diverged") else (i + 1) * (1 + 0.1 * table.index)
-    return figures.cost_split(table, looks(size["names"]))
+    return figures.cost_split(table, styles(size["names"]))
 
 
 KINDS = {
@@ -223,7 +228,7 @@ def assert_readable(figure):
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory):
-    """`comparison.trials`: of all fates against one target, at three horizons, and at many rates."""
+    """`trials.trials`: of all fates against one target, at three horizons, and at many rates."""
     folder = tmp_path_factory.mktemp("real")
     for seed in range(3):
         fates = {"adam": SLOW, "muon": [4] * 10 + [0.4] * 11, "shampoo": FAST}
@@ -237,7 +242,7 @@ def real(tmp_path_factory):
             status = "diverged" if None in kls else "finished"
             rate = {"learning_rate": 0.001 * 4**i}
             write(folder, name, 0, kls, status=status, protocol="tuning", **rate)
-    return comparison.trials(frames.load(folder)[0])
+    return trials.trials(frames.load(folder)[0])
 
 
 def by_best(table):
@@ -247,21 +252,23 @@ def by_best(table):
 
 def drawn_of(ends):
     """Each figure of a table that comes from its own producer."""
-    look = looks([*KNOWN])
+    style = styles([*KNOWN])
     p, q, tuned = (by_best(ends[ends["protocol"] == name]) for name in ("p", "q", "tuning"))
     for over in ("adam", "sgd", "lion"):
-        yield figures.speedups(comparison.speedups(p, over), look, title=f"Over {over}")
-        few = comparison.speedups(p[p["seed"] < 2], over)
-        yield figures.speedups(few[few["axis"] == "steps"], look)
+        yield figures.speedups(speedups_of(p, over), style, title=f"Over {over}")
+        few = speedups_of(p[p["seed"] < 2], over)
+        yield figures.speedups(few[few["axis"] == "steps"], style)
     for over in ("adam", "sgd"):
-        yield figures.patience(of_finals(q), comparison.matched_quality(q, over), look, title=over)
+        yield figures.patience(
+            matched_quality.finals(q), matched_quality.matched_quality(q, over), style, title=over
+        )
     for metric, mode in (("validation_kl", "min"), ("validation_accuracy", "max")):
         score = tuned["score"].where(np.isinf(tuned["score"]), tuned[metric] * (1, -1)[mode == "max"])
         own = tuned.assign(target_metric=metric, target_mode=mode, score=score)
         curves = tuning.tuning_curves(own)
         for measure in ("final", "steps_to_target"):
-            yield figures.tuning_curve(curves[curves["measure"] == measure], look, measure, metric)
-        yield figures.sensitivity(sensitivity.sensitivity(own), look, "Rates", metric)
+            yield figures.tuning_curve(curves[curves["measure"] == measure], style, measure, metric)
+        yield figures.sensitivity(sensitivity.sensitivity(own), style, "Rates", metric)
 
 
 def test_figures_of_real_tables_are_readable(real):
@@ -313,14 +320,14 @@ def test_arrows_stand_free(real):
 
 
 def test_a_bound_is_hollow_with_an_arrow_where_it_is_open(real):
-    table = comparison.speedups(by_best(real[real["protocol"] == "p"]), "adam")
+    table = speedups_of(by_best(real[real["protocol"] == "p"]), "adam")
     table = table[table["axis"] == "steps"].set_index("label")
     assert table.loc["sgd", "bound"] == "at most"
     # Seen at its first measurement, it may have been there long before.
     assert table.loc["shampoo", ["bound", "high"]].tolist() == ["", np.inf]
     expected = (("sgd", True, ["<"]), ("shampoo", False, [">"]), ("muon", False, []))
     for label, hollow, tips in expected:
-        figure = figures.speedups(table.loc[[label]].reset_index(), looks(KNOWN))
+        figure = figures.speedups(table.loc[[label]].reset_index(), styles(KNOWN))
         drawn = [line for line in figure.axes[0].lines if line.get_marker() != "None"]
         (point,) = (line for line in drawn if line.get_marker() not in "<>")
         assert (to_hex(point.get_markerfacecolor()) == "#ffffff") == hollow
@@ -358,25 +365,26 @@ def colours(figure):
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_optimizer_has_one_colour_in_all_figures(kind):
     """Whoever else is in the figure."""
-    look = looks(KNOWN)
+    style = styles(KNOWN)
     for names in (("shampoo",), ("adam", "muon", "shampoo")):
         found = colours(KINDS[kind](names=names))
-        assert {look[name].colour for name in names} <= found
-        assert look["sgd"].colour not in found
+        assert {style[name].colour for name in names} <= found
+        assert style["sgd"].colour not in found
 
 
 def test_unknown_names_get_the_least_used_colours():
     names = [f"new{i}" for i in range(9)]
-    look = looks(["adam", "shampoo", *names])
-    assert {name: look[name] for name in KNOWN[:2]} == looks(KNOWN[:2])
-    fresh = [look[name].colour for name in names]
+    style = styles(["adam", "shampoo", *names])
+    assert {name: style[name] for name in KNOWN[:2]} == styles(KNOWN[:2])
+    fresh = [style[name].colour for name in names]
     assert fresh[:5] == [pair[0] for pair in PALETTE[2:]]
     assert fresh[5:] == [pair[0] for pair in PALETTE[:4]]
-    assert len({look[name].marker for name in names[:5]}) == 5, "grey prints tell them apart too"
+    assert len({style[name].marker for name in names[:5]}) == 5, "grey prints tell them apart too"
     everyone = [*KNOWN, "adam@1", *(f"new{i}" for i in range(30))]
-    assert len(set(looks(everyone).values())) == 49
-    assert looks(["adam@1", "adam@2"])["adam@1"] == looks(["adam"])["adam"]
-    assert len(looks([*everyone, "one more"])) == 50
+    assert len(set(styles(everyone).values())) == 49
+    versions = dict.fromkeys(["adam@1", "adam@2"], "adam")
+    assert styles(versions, versions)["adam@1"] == styles(["adam"])["adam"]
+    assert len(styles([*everyone, "one more"])) == 50
 
 
 @pytest.mark.parametrize("kind", KINDS)

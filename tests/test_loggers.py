@@ -157,7 +157,7 @@ def test_a_logger_that_raises_is_given_up_and_ends_no_trial(tiny, out, capsys, w
     for path in paths:
         record = records.read(path)
         assert record.end["status"] == "finished"
-        assert record.troubles == []
+        assert record.errors == []
         assert [row["step"] for row in record.measurements] == list(range(0, 41, 4))
 
 

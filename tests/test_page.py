@@ -9,10 +9,14 @@ import pandas as pd
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
-from analysis.look import looks
-from analysis.page import METRICS, SHOWN, Group, Page, Section, Target, _grid, render
+from analysis.figures import styles
+from analysis.output.html import SHOWN, Group, Page, Section, _grid, render
+from analysis.statistics.curves import Target
+from testbed.metrics import METRICS as ROWS
+from testbed.metrics import find
 from tests import browser
 
+METRICS = tuple(f"{part}_{row.name}" for part in ("validation", "test", "train") for row in ROWS[:4])
 SCRIPT = "<script>alert(1)</script>"
 MARKUP = '<img src=x onerror=alert(2)> & "q" </script><b>%{x}</b>'
 GROUP = Group("digits", "function_matching", 1000)
@@ -36,7 +40,7 @@ def curve(optimizer, label=None, end=0.01, group=GROUP, timed=True, points=20):
         "train_seconds": step / 100 if timed else np.nan
     }
     for metric in METRICS:
-        values = kl if metric.endswith("_kl") else 1 - kl / 10
+        values = kl if find(metric).better == "min" else 1 - kl / 10
         rows |= {metric: values, f"{metric}_low": values * 0.9, f"{metric}_high": values * 1.1}
     return pd.DataFrame(rows)
 
@@ -54,11 +58,11 @@ def page(*curves, **changes):
     )
     value = Page(
         title=f"Report of {SCRIPT}",
-        sentences=[f"{SCRIPT} reaches the target in 0.31x [0.28, 0.35] of adam's steps"] * 7,
+        headlines=[f"{SCRIPT} reaches the target in 0.31x [0.28, 0.35] of adam's steps"] * 7,
         warnings=[f"mixed devices {MARKUP}"] * 6,
         curves=curves,
         targets={GROUP: Target("validation_kl", 0.05, "min")},
-        looks=looks(optimizers),
+        styles=styles(optimizers),
         sections=[Section(f"Speed-up {MARKUP}", f"By {MARKUP}", pd.DataFrame({MARKUP: [MARKUP]}))],
         runs=runs,
         provenance=pd.DataFrame({"what": ["commit"], "values": [MARKUP]}),
@@ -144,7 +148,7 @@ def test_the_page_works_from_disk_and_forbids_itself_the_network_and_other_scrip
     tab = show(page(curve("adam", points=3), curve("shampoo", end=0.002)))
     assert set(lines(tab)) == {"adam", "shampoo"}
     expect(tab.locator("#warnings h2")).to_have_text("6 warnings")
-    expect(tab.locator(".sentence")).to_have_count(6)
+    expect(tab.locator(".headline")).to_have_count(6)
     expect(tab.get_by_text("target 0.05")).to_be_visible()
     expect(tab.get_by_role("link", name="record").first).to_have_attribute(
         "href", "../runs/digits/adam/1.jsonl"
@@ -407,8 +411,8 @@ def test_quartiles_are_drawn_where_few_curves_are_until_the_reader_chooses(show)
 
 def test_a_page_of_no_curves_opens_and_shows_its_figures(show, tmp_path):
     (tmp_path / "a.svg").write_text(SVG)
-    section = Section("Figures", "", pd.DataFrame(), ("a",))
-    tab = show(page(sections=[section], warnings=[], sentences=[], runs=pd.DataFrame()))
+    section = Section("Figures", "", pd.DataFrame(), {"a": None})
+    tab = show(page(sections=[section], warnings=[], headlines=[], runs=pd.DataFrame()))
     assert tab.locator("#section-1 img").evaluate("(image) => image.naturalWidth") == 40
     expect(tab.locator("#no-curves")).to_be_visible()
 
@@ -425,18 +429,18 @@ def test_the_page_follows_the_colour_scheme_and_its_button(show):
     tab = show(page(curve("adam")), color_scheme="dark")
     background = "() => getComputedStyle(document.body).backgroundColor"
     plot = "() => document.getElementById('plot')._fullLayout.paper_bgcolor"
-    dark, look = tab.evaluate(background), looks(["adam"])["adam"]
+    dark, style = tab.evaluate(background), styles(["adam"])["adam"]
     assert tab.evaluate(plot) == dark
-    assert lines(tab)["adam"]["line"]["color"] == look.dark
+    assert lines(tab)["adam"]["line"]["color"] == style.dark
     tab.get_by_role("button", name="Light theme").press("Enter")
     assert tab.evaluate(background) == tab.evaluate(plot) == "rgb(255, 255, 255)" != dark
-    assert lines(tab)["adam"]["line"]["color"] == look.colour
+    assert lines(tab)["adam"]["line"]["color"] == style.colour
 
 
 def test_without_scripts_all_but_the_curves_can_be_read(show):
     tab = show(page(curve("adam")), scripts=False)
     expect(tab.get_by_text("need JavaScript")).to_be_visible()
-    expect(tab.locator(".sentence").first).to_be_visible()
+    expect(tab.locator(".headline").first).to_be_visible()
     expect(tab.locator("#runs tbody tr")).to_have_count(1)
     expect(tab.locator("#panel")).to_be_hidden()
 
@@ -445,26 +449,28 @@ def test_figures_are_inside_the_page_until_it_would_be_large(tmp_path, monkeypat
     for name in ("a", "b"):
         (tmp_path / f"{name}.svg").write_text(SVG)
     (tmp_path / "a.pdf").touch()
-    value = page(sections=[Section("Figures", "", pd.DataFrame(), ("a", "b"))])
+    value = page(sections=[Section("Figures", "", pd.DataFrame(), {"a": None, "b": None})])
     image = base64.b64encode(SVG.encode()).decode()
     html = render(value, tmp_path)
     assert html.count(image) == 2
     assert 'href="a.pdf"' in html
     assert 'href="b.pdf"' not in html
-    monkeypatch.setattr("analysis.page.INLINED", len(image))
+    monkeypatch.setattr("analysis.output.html.INLINED", len(image))
     html = render(value, tmp_path)
     assert html.count(image) == 1
     assert 'href="b.svg"' in html
     assert "1 figure is linked" in html
     with pytest.raises(FileNotFoundError):
-        render(page(sections=[Section("Figures", "", pd.DataFrame(), ("c",))]), tmp_path)
+        render(page(sections=[Section("Figures", "", pd.DataFrame(), {"c": None})]), tmp_path)
 
 
 def test_files_of_a_section_are_linked_and_not_drawn(tmp_path):
     for name in ("a.svg", "a.csv", "b.svg", "b.pdf", "c.csv"):
         (tmp_path / name).write_text(SVG)
     table = pd.DataFrame({"x": [1]})
-    html = render(page(sections=[Section("A", "", table, ("a", "b"), ("b", "c", "none"))]), tmp_path)
+    html = render(
+        page(sections=[Section("A", "", table, {"a": None, "b": None}, ("b", "c", "none"))]), tmp_path
+    )
     assert html.count('<img src="data:') == 1
     for name in ("a.svg", "a.csv", "b.svg", "b.pdf", "c.csv"):
         assert html.count(f'href="{name}"') == 1

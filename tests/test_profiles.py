@@ -9,7 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import comparison, frames, profiles
+from analysis import frames
+from analysis.statistics import profiles
+from analysis.statistics.trials import trials as ends_of
 from tests.test_analysis import FAST, NEVER, SLOW, write
 from tests.test_tuning import ends, trial
 
@@ -132,7 +134,7 @@ def test_each_optimizer_enters_with_its_best_configuration(tmp_path):
         write(tmp_path, "adam", seed, NEVER, learning_rate=0.3)
         write(tmp_path, "sgd", seed, [4, None], status="diverged")
     write(tmp_path, "adam", 0, FAST, learning_rate=0.4)
-    trials = profiles.trials_of(comparison.trials(frames.load(tmp_path)[0]))
+    trials = profiles.trials_of(ends_of(frames.load(tmp_path)[0]))
     adam, sgd = trials[trials["optimizer"] == "adam"], trials[trials["optimizer"] == "sgd"]
     assert set(adam["label"]) == {"adam learning_rate=0.2"}, "one lucky seed is not three"
     assert adam["seed"].tolist() == [0, 1, 2]

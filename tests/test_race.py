@@ -7,8 +7,8 @@ from types import MappingProxyType
 import numpy as np
 import pytest
 
-from analysis import race as statistics
-from analysis import ratio
+from analysis.statistics import race as statistics
+from analysis.statistics import ratio
 from benchmarks import commands, race
 from optimizers import registry
 from testbed import records
@@ -103,7 +103,7 @@ def test_a_miss_is_told_and_bounds_the_ratio(tmp_path):
         write(tmp_path / "lost", "adam", seed, NEVER)
     run_ids = {path.stem for path in records.paths(tmp_path)}
     assert len(run_ids) == 4, "the lanes' trials have the same run_ids"
-    frame = statistics.load(tmp_path, ["base", "rival", "lost"], run_ids)
+    frame = statistics.measurements(tmp_path, ["base", "rival", "lost"], run_ids)
     table = statistics.pairs(frame, "base")
     assert list(table["lane"].unique()) == ["base", "rival", "lost"]
     rival = table[table["lane"] == "rival"]

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from analysis import ratio
-from analysis.ratio import Times
+from analysis.statistics import ratio
+from analysis.statistics.ratio import Times
 
 NAN = np.nan
 

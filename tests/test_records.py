@@ -29,7 +29,7 @@ def test_what_is_written_is_read(tmp_path):
     assert record.header == HEADER
     assert record.measurements == [measurement(0, kl=1.5), measurement(10, kl=None)]
     assert record.end == {"kind": "end", "status": "finished"}
-    assert record.troubles == []
+    assert record.errors == []
 
 
 def test_writing_at_a_position_drops_what_stood_there(tmp_path):
@@ -56,14 +56,14 @@ def test_damaged_lines_are_told_and_skipped(tmp_path, line):
     path.write_bytes(records.encode(HEADER) + line + b"\n" + records.encode(measurement(1)))
     record = records.read(path)
     assert record.measurements == [measurement(1)]
-    assert [(t.path, t.line) for t in record.troubles] == [(path, 2)]
+    assert [(t.path, t.line) for t in record.errors] == [(path, 2)]
 
 
 def test_a_record_without_header_or_of_another_schema_is_told(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_bytes(records.encode(HEADER | {"schema": 99}))
-    assert [t.reason for t in records.read(path).troubles] == ["schema 99, not 1", "no header"]
-    assert records.read(tmp_path / "none.jsonl").troubles[0].line == 0
+    assert [t.reason for t in records.read(path).errors] == ["schema 99, not 1", "no header"]
+    assert records.read(tmp_path / "none.jsonl").errors[0].line == 0
 
 
 def test_first_reaching_a_target():

@@ -11,17 +11,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import (
-    cautions,
-    comparison,
-    curves,
-    frames,
-    markdown,
-    report,
-    sections,
-    sentences,
-    tables,
-)
+from analysis import frames, report
+from analysis.output import checks, headlines, markdown, sections, tables
+from analysis.statistics import curves, matched_quality, speedups, trials
 from benchmarks.results import coverage, report_size
 from tests.test_analysis import FAST, NEVER, SLOW, write
 
@@ -49,10 +41,10 @@ def edit(path, **fields):
     path.write_text("\n".join([json.dumps(json.loads(first) | fields), *rest]) + "\n")
 
 
-def told(folder):
-    """The cautions of a folder, as one text."""
+def warnings(folder):
+    """The warnings of a folder, as one text."""
     found = frames.read(folder)
-    return "\n".join(cautions.cautions(found, comparison.trials(found.frame)))
+    return "\n".join(checks.warnings(found, trials.trials(found.frame)))
 
 
 def test_it_loads_no_jax():
@@ -95,12 +87,12 @@ def test_a_damaged_folder_makes_a_report_that_tells_of_every_fault(tmp_path, run
     for reason in ("schema 99, not 1", "beauty, which is not measured", "its header has no total_steps"):
         assert reason in stderr
     page = (tmp_path / "report" / "index.html").read_text()
-    for trouble in frames.read(runs).troubles:
-        assert trouble.path.name in page
+    for error in frames.read(runs).errors:
+        assert error.path.name in page
     assert "Not used: " in (tmp_path / "report" / "summary.md").read_text()
-    trials = pd.read_csv(tmp_path / "report" / "trials.csv")
-    assert sorted(trials["seed"]) == [0, 0, 1, 1, 2, 2, 7, 12]
-    assert set(trials.loc[trials["seed"] == 7, "status"]) == {"unfinished"}
+    rows = pd.read_csv(tmp_path / "report" / "trials.csv")
+    assert sorted(rows["seed"]) == [0, 0, 1, 1, 2, 2, 7, 12]
+    assert set(rows.loc[rows["seed"] == 7, "status"]) == {"unfinished"}
 
 
 HUGE = 10**400
@@ -163,17 +155,17 @@ def everything_of(folder):
     """All but the figures: of three good records and an odd one."""
     found = frames.read(folder)
     assert 3 <= len(found.runs) <= 4
-    assert len(found.runs) == 4 or found.troubles, "what is left out is told"
-    ends = comparison.trials(found.frame)
+    assert len(found.runs) == 4 or found.errors, "what is left out is told"
+    ends = trials.trials(found.frame)
     (folder / "out").mkdir()
     report.write_data(found, ends, folder / "out")
-    cautions.cautions(found, ends)
+    checks.warnings(found, ends)
     tables.runs_table(found.runs, ends, folder)
     tables.provenance(found.runs)
-    lines, speedups = curves.curves(found.frame), comparison.speedups(ends, "adam")
-    matched = comparison.matched_quality(ends, "adam")
-    assert list(sections.parts(found, ends, lines, speedups, matched, "adam", {}))
-    assert list(sentences.summary(comparison.chosen(ends), speedups))
+    lines, ratios = curves.curves(found.frame), speedups.speedups(ends, "adam")
+    matched = matched_quality.matched_quality(ends, "adam")
+    assert list(sections.sections(found, ends, lines, ratios, matched, "adam", {}))
+    assert list(headlines.headlines(trials.best_per_optimizer(ends), ratios))
 
 
 def test_labels_are_different_for_different_configurations(tmp_path):
@@ -186,7 +178,7 @@ def test_labels_are_different_for_different_configurations(tmp_path):
     assert found.runs.groupby("label")["hyperparameters"].nunique().max() == 1
     assert found.runs["label"].nunique() == found.runs["hyperparameters"].nunique() == 9
     assert "adam learning_rate=0.10011" in set(found.runs["label"])
-    everything = comparison.speedups(comparison.trials(found.frame), "adam learning_rate=0.2")
+    everything = speedups.speedups(trials.trials(found.frame), "adam learning_rate=0.2")
     assert len(everything)
 
 
@@ -198,7 +190,7 @@ def test_a_seed_that_is_there_twice_counts_once(tmp_path):
     path.with_name("other.jsonl").write_text(path.read_text().replace(path.stem, "0" * 12))
     found = frames.read(tmp_path)
     assert len(found.runs) == 6
-    assert "the same configuration and seed as" in found.troubles[0].reason
+    assert "the same configuration and seed as" in found.errors[0].reason
 
 
 def test_what_has_not_ended_has_no_end(tmp_path):
@@ -210,10 +202,10 @@ def test_what_has_not_ended_has_no_end(tmp_path):
         write(tmp_path, "sgd", seed, [4, 1, 0.4])
         write(tmp_path, "sgd", seed, [4, 0.5, 0.001], steps=400, status="failed")
         write(tmp_path, "adam", seed, [4, 0.5, 0.2], steps=400)
-    ends = comparison.trials(frames.load(tmp_path)[0])
-    best = comparison.chosen(ends).set_index("optimizer")
+    ends = trials.trials(frames.load(tmp_path)[0])
+    best = trials.best_per_optimizer(ends).set_index("optimizer")
     assert set(best.loc["adam", "status"]) == {"finished"}
-    found = comparison.matched_quality(ends, "adam").set_index("horizon").loc[400]
+    found = matched_quality.matched_quality(ends, "adam").set_index("horizon").loc[400]
     assert found["bound"] == "at most", "who failed has the KL of an untrained student"
 
 
@@ -224,7 +216,7 @@ def test_a_trial_lost_at_once_is_a_miss_in_seconds_too(tmp_path):
         if not seed:
             header, first, *_, end = path.read_text().splitlines()
             path.write_text("\n".join([header, first, end]) + "\n")
-    table = comparison.speedups(comparison.trials(frames.load(tmp_path)[0]), "adam").set_index("axis")
+    table = speedups.speedups(trials.trials(frames.load(tmp_path)[0]), "adam").set_index("axis")
     for axis in ("steps", "seconds"):
         assert table.loc[axis, ["n", "reached", "reached_over", "wins"]].tolist() == [5, 5, 4, 5]
 
@@ -250,8 +242,8 @@ def test_versions_of_a_source_have_one_name_where_they_do_not_meet(tmp_path, run
     assert stdout.count("- fast reaches") == 2
     status, stdout, _ = run("--compare", tmp_path / "runs", tmp_path / "runs")
     assert status == 0
-    ends = comparison.trials(frames.load(tmp_path / "runs")[0])
-    assert set(comparison.matched_quality(ends, "adam")["over"]) == {"adam"}
+    ends = trials.trials(frames.load(tmp_path / "runs")[0])
+    assert set(matched_quality.matched_quality(ends, "adam")["over"]) == {"adam"}
     for seed in range(3):  # now they meet
         write(tmp_path / "runs", "adam", seed, SLOW, 400, source="aaaaaaaa")
     status, stdout, _ = run("--compare", tmp_path / "runs", tmp_path / "runs")
@@ -267,7 +259,7 @@ def test_of_copies_the_one_that_ended_counts(tmp_path):
     found = frames.read(tmp_path)
     assert found.runs[["record", "status"]].to_numpy().tolist() == [[str(path), "finished"]]
     assert len(found.frame) == len(SLOW)
-    assert len(found.troubles) == 2
+    assert len(found.errors) == 2
 
 
 def test_the_sentence_is_the_numbers(tmp_path, run):
@@ -319,31 +311,31 @@ def test_a_hostile_name_stays_a_name(tmp_path, run):
     assert {path.parent for path in out.rglob("*")} == {out}, "no name left the folder"
 
 
-def test_cautions_are_told_where_they_are_due_and_nowhere_else(tmp_path):
+def test_warnings_are_given_where_they_are_due_and_nowhere_else(tmp_path):
     for seed in range(3):
         late = [4, 3, 2, 1, 0.6, 0.4]
         write(tmp_path, "adam", seed, late)
         write(tmp_path, "sgd", seed, late)
-    assert told(tmp_path) == ""
+    assert warnings(tmp_path) == ""
     edit(write(tmp_path, "adam", 3, FAST), git={"commit": "abc", "dirty": True})
-    assert re.search(r"Dirty git tree: 1 of 7 runs", told(tmp_path))
+    assert re.search(r"Dirty git tree: 1 of 7 runs", warnings(tmp_path))
     assert (
         "Unpaired seeds: in t (p, 100 steps) the optimizers have different ones (adam 0-3; sgd 0-2)"
-        in (told(tmp_path))
+        in (warnings(tmp_path))
     )
     edit(write(tmp_path, "sgd", 3, FAST), device={"platform": "gpu", "host": "b"})
-    assert "Mixed devices: the timed runs of t (p, 100 steps) are from 2" in told(tmp_path)
-    assert "Unpaired" not in told(tmp_path)
+    assert "Mixed devices: the timed runs of t (p, 100 steps) are from 2" in warnings(tmp_path)
+    assert "Unpaired" not in warnings(tmp_path)
     write(tmp_path, "sgd", 3, FAST, learning_rate=0.2)
     assert (
         "Different tuning budgets: configurations that are recorded here for t (p, 100 steps): adam 1"
-        in (told(tmp_path))
+        in (warnings(tmp_path))
     )
     edit(write(tmp_path, "adam", 5, FAST), task_fingerprint="g")
-    assert "Mixed task fingerprints: t is there in 2 versions" in told(tmp_path)
+    assert "Mixed task fingerprints: t is there in 2 versions" in warnings(tmp_path)
     for seed in range(3):
         write(tmp_path, "early", seed, FAST)
-    assert re.search(r"Target met before the schedule\'s end in t@f .*early at 25%", told(tmp_path))
+    assert re.search(r"Target met before the schedule\'s end in t@f .*early at 25%", warnings(tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ def test_killed_at_random_moments_the_record_is_that_of_an_uninterrupted_trial(
     last = [*command, "--out", tmp_path / "killed"]
     subprocess.run(last, cwd=ROOT, check=True, capture_output=True)
     (whole,), (killed,) = (records.read_folder(tmp_path / name) for name in ("whole", "killed"))
-    assert killed.troubles == []
+    assert killed.errors == []
     assert killed.end is not None
     assert killed.end["resumed"] > 0, "no kill hit the trial after its first checkpoint"
     assert without_times(killed) == without_times(whole)

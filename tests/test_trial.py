@@ -159,7 +159,7 @@ def test_the_ledger_adds_up(tiny, out):
 
 def test_record_format(tiny, out):
     record = finish(trial_of(tiny), out)
-    assert record.troubles == []
+    assert record.errors == []
     assert [m["step"] for m in record.measurements] == list(range(0, 41, 4))
     assert record.measurements[5]["epoch"] == pytest.approx(20 * 32 / 1020)
     assert {

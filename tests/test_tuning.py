@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import comparison, tuning
+from analysis.statistics import trials, tuning
 
 SAMPLES = {
     "distinct": [3.0, 0.7, 11.0, 2.5, 5.1, 0.9, 4.4],
@@ -102,21 +102,21 @@ def test_more_than_there_are_cannot_be_drawn(k):
 
 
 def ends(rows):
-    """As `comparison.trials` gives them."""
+    """As `trials.trials` gives them."""
     frame = pd.DataFrame(rows)
-    return frame.assign(score=comparison.score(frame)) if rows else frame
+    return frame.assign(score=trials.score(frame)) if rows else frame
 
 
 def trial(
     seed, learning_rate, final, steps, status="finished", optimizer="adam", mode="min", metric="kl"
 ):
-    """One row of `comparison.trials`, as far as these modules look."""
+    """One row of `trials.trials`, as far as these modules look."""
     return {
         "task": "t",
         "total_steps": 1000,
         "protocol": "p",
         "optimizer": optimizer,
-        "optimizer_sha256": "s",
+        "optimizer_name": optimizer,
         "hyperparameters": f'{{"learning_rate": {learning_rate}}}',
         "label": f"{optimizer} {learning_rate}",
         "seed": seed,

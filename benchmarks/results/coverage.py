@@ -6,7 +6,7 @@ An experiment has n seeds of a baseline and of an optimizer that is SPEEDUP time
 trial's steps to the target is a constant, plus a draw that both optimizers share on that seed, plus a
 draw of its own; it is seen at the next measurement, or not at all where the horizon comes first.
 The horizon is such that a given share of the baseline's trials miss the target. Trials are as
-`comparison.trials` gives them, and go through `comparison.speedups`.
+`analysis.statistics.trials.trials` gives them, and go through `comparison.speedups`.
 
 Beside it, what is often done: misses dropped, and a percentile bootstrap of the mean log ratio.
 """
@@ -21,7 +21,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis import comparison
+from analysis.statistics.matched_quality import matched_quality
+from analysis.statistics.speedups import speedups
 
 TABLE = Path(__file__).with_suffix(".csv")
 SPEEDUP = 1.5
@@ -74,8 +75,8 @@ def case(
     """How often intervals of a speed-up cover it, and how often an optimizer differs from itself."""
     of = partial(simulate, experiments, seeds, noise, missing, cadence=cadence, paired=paired)
     faster = of(SPEEDUP)
-    found = _steps(comparison.speedups(faster, "base"))
-    same = _steps(comparison.speedups(of(1.0), "base"))
+    found = _steps(speedups(faster, "base"))
+    same = _steps(speedups(of(1.0), "base"))
     interval = "speed-up" if paired else "speed-up, unpaired"
     named = {"interval": interval, "seeds": seeds, "noise": noise, "cadence": cadence}
     dropped = {"dropped and bootstrapped covers": _bootstrap_covers(faster)}
@@ -84,9 +85,9 @@ def case(
 
 def matched_case(experiments: int, seeds: int) -> dict[str, object]:
     """The same of the speed-up at matched quality, for curves that interpolation knows exactly."""
-    found = comparison.matched_quality(simulate_horizons(experiments, seeds, SPEEDUP), "base")
+    found = matched_quality(simulate_horizons(experiments, seeds, SPEEDUP), "base")
     found = found[found["horizon"] == HORIZONS[1]]
-    same = comparison.matched_quality(simulate_horizons(experiments, seeds, 1.0), "base")
+    same = matched_quality(simulate_horizons(experiments, seeds, 1.0), "base")
     same = same[same["horizon"] == HORIZONS[1]]
     named = {"interval": "matched quality", "seeds": seeds, "noise": "normal"}
     return named | {"missed by the baseline": 0.0} | _outcome(found, same)
@@ -111,7 +112,7 @@ def simulate(
     cadence: int = CADENCES[0],
     paired: bool = True,
 ) -> pd.DataFrame:
-    """Trials as `comparison.trials` gives them; each experiment is a task of its own."""
+    """Trials as `analysis.statistics.trials.trials` gives them; each experiment is a task of its own."""
     rng = np.random.default_rng([seeds, NOISES.index(noise), round(100 * missing), round(100 * speedup)])
     shape = (experiments, seeds)
     of_seed = [SHARED * _draw(rng, noise, shape) for _ in range(2)]
@@ -131,7 +132,7 @@ def simulate(
             "total_steps": horizon,
             "optimizer": optimizer,
             "label": optimizer,
-            "optimizer_sha256": "",
+            "optimizer_name": optimizer,
             "target_metric": "simulated",
             "target_mode": "min",
             "target_value": 0.0,
@@ -164,7 +165,7 @@ def simulate_horizons(experiments: int, seeds: int, speedup: float) -> pd.DataFr
             "total_steps": np.array(HORIZONS)[horizon],
             "optimizer": optimizer,
             "label": optimizer,
-            "optimizer_sha256": "",
+            "optimizer_name": optimizer,
             "seed": seed,
             "score": 0.0,
             "final_kl": kl.ravel(),

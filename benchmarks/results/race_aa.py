@@ -12,8 +12,8 @@ from typing import Any
 
 import pandas as pd
 
-from analysis import race as statistics
-from analysis import ratio
+from analysis.statistics import race as statistics
+from analysis.statistics import ratio
 from benchmarks.commands import add_task_options, choose_task, positive, serve
 from benchmarks.race import make_heats, make_lanes, measure, run_race
 from testbed.errors import RequestError

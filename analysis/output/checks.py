@@ -1,0 +1,160 @@
+"""Warnings: what a reader should know before believing a comparison, each in one sentence."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.frames import Folder
+from analysis.statistics.trials import GROUP, TARGET, best_per_optimizer
+from testbed.records import ReadError
+
+EARLY = 0.8  # of the schedule: a target met before that is met by a schedule meant for more steps
+MOST = 20  # damaged files that are named one by one
+
+
+def warnings(found: Folder, ends: pd.DataFrame) -> list[str]:
+    """All that apply to a folder of records; `ends` is `trials.trials` of it."""
+    return [*of_records(found), *_seeds(ends), *_budgets(found.runs), *_early_targets(ends)]
+
+
+def of_records(found: Folder) -> list[str]:
+    """Those about the records themselves: damage, versions, devices, code, how runs ended."""
+    return [
+        *_damage(found),
+        *_versions(found.runs),
+        *_devices(found.runs),
+        *_code(found.runs),
+        *_endings(found.runs),
+    ]
+
+
+def _damage(found: Folder) -> Iterator[str]:
+    of_file: dict[Path, list[ReadError]] = {}
+    for error in found.errors:
+        of_file.setdefault(error.path, []).append(error)
+    for path, (first, *more) in list(of_file.items())[:MOST]:
+        line = f", line {first.line}" if first.line else ""
+        rest = f" (and {len(more)} more faults)" if more else ""
+        yield f"Not used: {path}{line}: {first.reason}{rest}."
+    if (left := len(of_file) - MOST) > 0:
+        yield f"Not used: {left} more files or parts of them, named on the command line."
+
+
+def _versions(runs: pd.DataFrame) -> Iterator[str]:
+    for task, count in runs.groupby("task_name")["task"].nunique().items():
+        if count > 1:
+            yield (
+                f"Mixed task fingerprints: {task} is there in {count} versions (other data, teacher, "
+                "protocol constants or precision). They are reported apart; do not compare across them."
+            )
+    for optimizer, count in runs.groupby("optimizer_name")["optimizer"].nunique().items():
+        if count > 1:
+            yield f"{optimizer} has {count} versions of its source, named with a piece of a checksum."
+    for key, group in runs.groupby(GROUP):
+        if len(group[TARGET].drop_duplicates()) > 1:
+            yield f"Mixed targets: the runs of {_named(key)} have several; they have no speed-ups."
+
+
+def _devices(runs: pd.DataFrame) -> Iterator[str]:
+    timed = runs[runs["timed"]]
+    for key, group in timed.groupby(GROUP):
+        places = (group["device"] + " (" + group["host"] + ")").value_counts()
+        if len(places) > 1:
+            named = "; ".join(f"{place}: {n}" for place, n in places.items())
+            yield (
+                f"Mixed devices: the timed runs of {_named(key)} are from {len(places)} ({named}). "
+                "Compare their steps, not their seconds."
+            )
+    if untimed := int((~runs["timed"]).sum()):
+        yield f"{untimed} of {len(runs)} runs were batched: they have no seconds of their own."
+
+
+def _seeds(ends: pd.DataFrame) -> Iterator[str]:
+    for key, group in best_per_optimizer(ends).groupby(GROUP):
+        seeds = {str(name): frozenset(of["seed"]) for name, of in group.groupby("optimizer")}
+        if len(set(seeds.values())) > 1:
+            named = "; ".join(f"{name} {_ranges(of)}" for name, of in seeds.items())
+            yield (
+                f"Unpaired seeds: in {_named(key)} the optimizers have different ones ({named}). Ratios "
+                "are of the seeds that both have, or, where those are fewer than three, unpaired."
+            )
+        alone = [name for name, of in seeds.items() if len(of) == 1]
+        if alone:
+            yield f"One seed only, hence no interval: {', '.join(alone)} in {_named(key)}."
+        if n := int((group["steps_to_target"] <= 0).sum()):
+            yield (
+                f"{n} of {len(group)} trials of {_named(key)} were at the target before their first "
+                "step; ratios are without them."
+            )
+
+
+def _budgets(runs: pd.DataFrame) -> Iterator[str]:
+    for key, group in runs.groupby(GROUP):
+        tried = group.groupby("optimizer")["hyperparameters"].nunique()
+        if tried.nunique() > 1:
+            named = ", ".join(f"{name} {count}" for name, count in tried.items())
+            yield (
+                f"Different tuning budgets: configurations that are recorded here for {_named(key)}: "
+                f"{named}. More configurations tried means a more optimistic best."
+            )
+
+
+def _early_targets(ends: pd.DataFrame) -> Iterator[str]:
+    for key, group in ends.groupby(GROUP):
+        shares = (group["steps_to_target"] / group["total_steps"]).fillna(np.inf)
+        shares = shares.groupby(group["optimizer"]).median()
+        early = shares[shares < EARLY].sort_values()
+        if len(early):
+            named = ", ".join(f"{name} at {share:.0%}" for name, share in early.items())
+            yield (
+                f"Target met before the schedule's end in {_named(key)}: {named} of the steps. A "
+                "schedule for fewer steps may be there sooner; matched quality does not depend on it."
+            )
+
+
+def _code(runs: pd.DataFrame) -> Iterator[str]:
+    if dirty := int(runs["dirty"].sum()):
+        yield (
+            f"Dirty git tree: {dirty} of {len(runs)} runs were made with uncommitted changes, so their "
+            "commit does not say what ran."
+        )
+    if (commits := runs.loc[runs["commit"] != "", "commit"].nunique()) > 1:
+        yield f"The runs are of {commits} commits."
+    if (versions := runs["versions"].nunique()) > 1:
+        yield f"The runs are of {versions} sets of package versions; see the provenance."
+
+
+def _endings(runs: pd.DataFrame) -> Iterator[str]:
+    counts = runs["status"].value_counts()
+    if n := counts.get("unfinished", 0):
+        yield f"{n} of {len(runs)} runs are unfinished: what they did not reach yet is censored there."
+    if n := counts.get("diverged", 0):
+        yield f"{n} of {len(runs)} runs diverged: they count as worse than all others, and as misses."
+    if n := counts.get("failed", 0):
+        yield f"{n} of {len(runs)} runs failed with an error: {', '.join(_reasons(runs))}."
+    if n := int((runs["timed"] & runs["resumed"]).sum()):
+        yield f"{n} timed runs were interrupted and resumed: their seconds are of several occasions."
+
+
+def _reasons(runs: pd.DataFrame) -> list[str]:
+    return sorted(set(runs.loc[runs["status"] == "failed", "reason"].str[:80]))[:3]
+
+
+def _named(key: Any) -> str:
+    task, protocol, steps = key
+    return f"{task} ({protocol}, {steps:,} steps)"
+
+
+def _ranges(seeds: frozenset[int]) -> str:
+    """Such as 0-4, 7."""
+    parts: list[list[int]] = []
+    for seed in sorted(seeds):
+        if parts and seed == parts[-1][1] + 1:
+            parts[-1][1] = seed
+        else:
+            parts.append([seed, seed])
+    texts = [f"{low}-{high}" if low < high else f"{low}" for low, high in parts[:5]]
+    return ", ".join(texts) + (", …" if len(parts) > 5 else "")

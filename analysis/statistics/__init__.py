@@ -1,0 +1,1 @@
+"""Pure functions on frames: what records say, with intervals."""
