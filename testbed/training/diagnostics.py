@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax import Array, random
 from jax.flatten_util import ravel_pytree
 
@@ -37,12 +36,12 @@ class Moment(NamedTuple):
 
 def grad_norm(moment: Moment) -> dict[str, Array]:
     """Euclidean norm of the gradient on the lesson of the next step."""
-    return {"grad_norm": optax.global_norm(moment.info.grad)}
+    return {"grad_norm": _norm(moment.info.grad)}
 
 
 def update_norm(moment: Moment) -> dict[str, Array]:
     """Euclidean norm of what the next step adds to the parameters."""
-    return {"update_norm": optax.global_norm(moment.info.updates)}
+    return {"update_norm": _norm(moment.info.updates)}
 
 
 def sharpness(moment: Moment) -> dict[str, Array]:
@@ -74,6 +73,10 @@ def sharpness(moment: Moment) -> dict[str, Array]:
     values, vectors = jnp.linalg.eigh(jnp.diag(alphas) + jnp.diag(off, 1) + jnp.diag(off, -1))
     residual = jnp.abs(betas[-1] * vectors[-1, -1])
     return {"sharpness": values[-1], "sharpness_error": residual / jnp.abs(values[-1])}
+
+
+def _norm(tree: Params) -> Array:
+    return jnp.linalg.norm(ravel_pytree(tree)[0])
 
 
 DIAGNOSTICS: Mapping[str, Callable[[Moment], dict[str, Array]]] = MappingProxyType(

@@ -1,0 +1,115 @@
+"""Diagnostics: what they measure is true, and they change no bit of training."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.flatten_util import ravel_pytree
+
+from optimizers import registry
+from optimizers.spec import Spec
+from testbed.errors import RequestError
+from testbed.problem import protocols
+from testbed.training import diagnostics
+from testbed.training.diagnostics import DIAGNOSTICS, OWN, Moment, sharpness
+from testbed.training.step import Info, State
+from tests.trials import finish, trial_of, without_times
+
+ALL = (*DIAGNOSTICS, OWN)
+
+
+def moment_of(loss, params) -> Moment:
+    state = State(jnp.int32(0), params, (), jnp.float32(0), jnp.bool(True))
+    grad = jax.grad(loss)(params)
+    return Moment(state, Info(grad, grad), loss)
+
+
+@pytest.mark.parametrize("opt", ["adam", "shampoo"])
+def test_a_diagnosed_trial_is_the_same_trial_to_the_last_bit(tiny, tmp_path, opt):
+    plain = finish(trial_of(tiny, opt), tmp_path / "plain")
+    diagnosed = finish(trial_of(tiny, opt), tmp_path / "diagnosed", diagnose=ALL)
+    added = set(diagnosed.measurements[0]) - set(plain.measurements[0])
+    assert {"grad_norm", "update_norm", "sharpness", "sharpness_error"} <= added
+    assert any(name.startswith("optimizer_") for name in added) == (opt == "shampoo")
+    diagnosed = diagnosed._replace(
+        measurements=[{k: v for k, v in m.items() if k not in added} for m in diagnosed.measurements]
+    )
+    assert without_times(diagnosed) == without_times(plain)
+
+
+def test_norms_are_those_of_the_next_step(tiny, tmp_path):
+    """Of SGD without momentum, schedule and decay: update = -rate * gradient."""
+    spec = Spec("plain", lambda total_steps, *, learning_rate=0.1: optax.sgd(learning_rate))
+    record = finish(trial_of(tiny, spec), tmp_path, diagnose=["grad_norm", "update_norm"])
+    grad, update = (
+        np.array([m[name] for m in record.measurements]) for name in ("grad_norm", "update_norm")
+    )
+    np.testing.assert_allclose(update, 0.1 * grad, rtol=1e-5)
+    trial = trial_of(tiny, spec)
+    problem = trial.problem
+    params, lesson = problem.init(trial.keys().weights), problem.lesson(0, 0)
+    expected = jnp.linalg.norm(ravel_pytree(jax.grad(problem.loss)(params, lesson))[0])
+    assert grad[0] == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize("spectrum", [np.linspace(-5, 3, 60), np.r_[np.linspace(0, 1, 59), 7.0]])
+def test_sharpness_of_a_quadratic_is_its_largest_eigenvalue(spectrum):
+    """The largest, also where one of larger size is negative."""
+    basis, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(60, 60)))
+    hessian = jnp.asarray(basis * spectrum @ basis.T, jnp.float32)
+    params = {"a": jnp.ones((4, 5)), "b": {"c": jnp.ones(40)}}
+
+    def loss(params):
+        flat = ravel_pytree(params)[0]
+        return flat @ hessian @ flat / 2
+
+    values = jax.jit(lambda p: sharpness(moment_of(loss, p)))(params)
+    assert float(values["sharpness"]) == pytest.approx(spectrum[-1], rel=1e-3)
+    assert float(values["sharpness_error"]) < 0.05
+
+
+def test_sharpness_of_a_student_is_that_of_its_hessian(tiny):
+    problem = trial_of(tiny).problem
+    lesson = problem.lesson(0, 0)
+    params = jax.tree.map(
+        lambda p: p + 0.1 * jax.random.normal(jax.random.key(p.size), p.shape),
+        problem.init(jax.random.key(0)),
+    )
+    flat, unravel = ravel_pytree(params)
+
+    def loss(params):
+        logits = problem.logits(params, lesson.inputs)
+        return protocols.loss(tiny.distance, lesson, logits)
+
+    hessian = jax.jit(jax.hessian(lambda flat: loss(unravel(flat))))(flat)
+    top = float(np.linalg.eigvalsh(np.asarray(hessian, np.float64))[-1])
+    found = jax.jit(lambda p: sharpness(moment_of(loss, p)))(params)
+    assert float(found["sharpness"]) == pytest.approx(top, rel=1e-3)
+
+
+def test_an_optimizers_own_counts_are_those_of_its_state(tiny, tmp_path):
+    """As SPEC.diagnostics reads them, under optimizer_<name>."""
+    base = registry.find("sgd")
+
+    def build(total_steps: int, *, learning_rate: float = 0.1):
+        count = optax.GradientTransformation(
+            lambda params: jnp.int32(0), lambda g, n, params=None: (g, n + 1)
+        )
+        return optax.chain(count, optax.sgd(learning_rate))
+
+    spec = dataclasses.replace(
+        base, name="counting", build=build, eval_params=None, diagnostics=lambda s: {"updates": s[0]}
+    )
+    record = finish(trial_of(tiny, spec), tmp_path, diagnose=[OWN])
+    assert [m["optimizer_updates"] for m in record.measurements] == [
+        m["step"] for m in record.measurements
+    ]
+
+
+def test_an_unknown_diagnostic_is_refused():
+    with pytest.raises(RequestError, match="--diagnose norm: unknown; choose from grad_norm"):
+        diagnostics.choose(["norm"])
+    assert diagnostics.choose(["grad_norm", "grad_norm"]) == ("grad_norm",)
