@@ -136,7 +136,7 @@ def tiny_teachers() -> Any:
 
 def main() -> None:
     """Runs a command on the stand-ins."""
-    from benchmarks.commands import serve
+    from benchmarks.cli import serve
 
     name, *words = sys.argv[1:]
     sys.argv = [f"{name}.py", *words]
@@ -146,7 +146,7 @@ def main() -> None:
     tasks = {**TASKS, "flowers": tiny_flowers(), "flowers-mobilenet": mobile}
     every = float(os.environ.get("CHECKPOINT_EVERY", checkpoints.EVERY))
     with (
-        mock.patch("benchmarks.commands.TASKS", tasks),
+        mock.patch("benchmarks.trials.TASKS", tasks),
         mock.patch("testbed.teachers.TEACHERS", tiny_teachers()),
         mock.patch("testbed.checkpoints.EVERY", every),
     ):

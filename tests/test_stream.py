@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks.commands import make_trial
+from benchmarks.trials import make_trial
 from optimizers import registry
 from testbed import matching, records, streamed, teachers, views
 from testbed.batch import run_batch

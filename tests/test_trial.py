@@ -12,7 +12,7 @@ import optax
 import pytest
 from jax import random
 
-from benchmarks.commands import make_trial
+from benchmarks.trials import make_trial
 from optimizers import registry
 from optimizers.spec import Spec
 from testbed import clock, records, resident, world
