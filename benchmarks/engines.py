@@ -1,7 +1,7 @@
 """Where the jobs of a sweep run: in this process, on a Ray cluster, under SLURM.
 
-An engine only starts jobs and notices how they end. What is done stands in the records, what is being
-done in their locks and checkpoints; so a job may be started again at any time, anywhere.
+An engine only starts jobs and notices how they end. Records say which trials are finished, locks and
+checkpoints which are running; so a job may be started again at any time, anywhere.
 """
 
 import dataclasses
@@ -19,13 +19,14 @@ from typing import Any, NamedTuple, Protocol
 import jax
 from tqdm import tqdm
 
-from benchmarks.commands import Interrupted, interrupts
+from benchmarks.cli import Interrupted
 from benchmarks.jobs import Job, make_trials, run_job
+from benchmarks.runner import interrupts
 from testbed import devices, records
 from testbed.errors import RequestError
 from testbed.trial import is_finished
 
-ROOT = Path(__file__).parents[1]
+CODE = Path(__file__).parents[1]  # from where this code is imported: a clone, or an installation
 DEATHS = 3  # of a job's workers, until the job is given up
 PATIENCE = 15.0  # seconds for a cluster to answer, and for interrupted workers to save checkpoints
 SHARED = ("JAX_", "XLA_", "OPENBLAS_", "FUNMATCH_", "TFDS_", "XDG_")
@@ -70,7 +71,7 @@ def choose(name: str, workers: int | None = None, address: str | None = None) ->
         return _join_ray(workers, address)
     if name == "slurm":
         return _find_slurm(workers, address)
-    raise RequestError(f"--engine {name}: no such engine; local, ray or slurm")
+    raise RequestError(f"--engine {name}: unknown. Choices: local, ray, slurm")
 
 
 class Local:
@@ -82,10 +83,10 @@ class Local:
         """See Engine."""
         planned = [_plan(job) for job in jobs]
         left = _unfinished(planned)
-        with watch(planned) as look:
+        with watch(planned) as refresh:
             while left:
                 chosen = _next(left)
-                run_job(chosen.job, look)
+                run_job(chosen.job, refresh)
                 left.remove(chosen)
         _check(planned)
 
@@ -133,17 +134,17 @@ class Elsewhere:
         ]
         left = _unfinished(planned)
         running: list[tuple[Planned, Worker]] = []
-        with interrupts() as interrupted, watch(planned) as look:
+        with interrupts() as interrupted, watch(planned) as refresh:
             try:
                 while left or running:
                     while left and len(running) < self.at_once:
                         chosen = _next(left)
                         running.append((chosen, self.start(chosen.job)))
                         left.remove(chosen)
-                    look()
+                    refresh()
                     if interrupted():
                         raise Interrupted("the same command goes on")
-                    running, again = _look_after(running)
+                    running, again = _poll(running)
                     left.extend(again)
                     time.sleep(0.1)
             except BaseException:
@@ -152,7 +153,7 @@ class Elsewhere:
         _check(planned)
 
 
-def _look_after(
+def _poll(
     running: Sequence[tuple[Planned, Worker]],
 ) -> tuple[list[tuple[Planned, Worker]], list[Planned]]:
     """What still runs, and what must be run again because its worker died."""
@@ -172,7 +173,7 @@ def _look_after(
 
 
 def _stop(workers: Sequence[Worker]) -> None:
-    """Asks all to end, and waits until they have."""
+    """Asks all to end, and waits for them, up to PATIENCE."""
     for worker in workers:
         worker.stop()
     until = time.monotonic() + PATIENCE
@@ -212,35 +213,35 @@ def _check(planned: Sequence[Planned]) -> None:
     if missing := [path for path in left if not is_finished(path)]:
         raise RuntimeError(
             f"there is no finished record {missing[0]}: workers must see the same --out and the same "
-            "version of this repository, and nobody may edit optimizers meanwhile"
+            "version of FunMatch, and optimizers must not be edited meanwhile"
         )
 
 
 @contextmanager
 def watch(planned: Sequence[Planned]) -> Iterator[Callable[[], None]]:
-    """A progress bar over all trials, from their records, whoever runs them.
+    """A progress bar over all trials, from their records, in whichever process they run.
 
     Yields:
       What brings the bar up to date, once a second at most.
     """
     total = sum(request.steps for plan in planned for request in plan.job.requests)
-    looked = 0.0
+    refreshed = 0.0
     # None: shown on a terminal, silent in a pipe.
     quiet = None if devices.is_first() else True
     with tqdm(total=total, unit="step", disable=quiet) as bar:
 
-        def look() -> None:
-            nonlocal looked
-            if not bar.disable and time.monotonic() >= looked + 1.0:
+        def refresh() -> None:
+            nonlocal refreshed
+            if not bar.disable and time.monotonic() >= refreshed + 1.0:
                 finished, bar.n = done(planned)
                 bar.set_description(f"{finished} of {sum(len(plan.paths) for plan in planned)} trials")
-                looked = time.monotonic()
+                refreshed = time.monotonic()
 
-        look()
-        bar.initial = bar.n  # what was there is no speed
-        yield look
-        looked = 0.0
-        look()
+        refresh()
+        bar.initial = bar.n  # steps of before are no speed
+        yield refresh
+        refreshed = 0.0
+        refresh()
 
 
 def done(planned: Sequence[Planned]) -> tuple[int, int]:
@@ -269,9 +270,9 @@ def attempt(job: Job) -> Exception | None:
 
 
 def _environment() -> Mapping[str, str]:
-    """What workers need of this process's environment, and where they find this code."""
+    """The variables that workers need, and where they import this code from."""
     shared = {name: value for name, value in os.environ.items() if name.startswith(SHARED)}
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    path = os.pathsep.join(filter(None, [str(CODE), os.environ.get("PYTHONPATH", "")]))
     return {**shared, "PYTHONPATH": path}
 
 
@@ -282,7 +283,7 @@ def _join_ray(workers: int | None, address: str | None) -> Engine:
     try:
         import ray
     except ImportError as error:
-        raise RequestError("--engine ray: it is not installed; pip install -e .[ray]") from error
+        raise RequestError("--engine ray: it is not installed; pip install ray") from error
     if address and address != "auto":
         _knock(address)
     cores = None if address else max(os.cpu_count() or 1, workers or 1)
@@ -367,7 +368,7 @@ def _find_slurm(workers: int | None, address: str | None) -> Engine:
     try:
         import submitit
     except ImportError as error:
-        raise RequestError("--engine slurm: it is not installed; pip install -e .[slurm]") from error
+        raise RequestError("--engine slurm: it is not installed; pip install submitit") from error
     if address not in (None, "local"):
         raise RequestError(f"--address {address}: SLURM needs none; `local` tries it without a cluster")
     if address is None and shutil.which("sbatch") is None:

@@ -1,4 +1,4 @@
-"""A part of a sweep, in words that any process can make trials of again, and running it."""
+"""A serializable part of a sweep, and running it in any process."""
 
 import argparse
 import dataclasses
@@ -13,7 +13,9 @@ from typing import Any, NamedTuple
 import jax
 from tqdm import tqdm
 
-from benchmarks.commands import Interrupted, choose_task, interrupts, make_trial
+from benchmarks.cli import Interrupted
+from benchmarks.runner import interrupts
+from benchmarks.trials import choose_task, make_trial
 from optimizers import registry
 from optimizers.spec import Spec
 from testbed import compilation, devices, records
@@ -35,9 +37,9 @@ class Request(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What a worker runs at a time."""
+    """Trials that one worker runs: alone, one after the other, or as batches."""
 
-    task: Mapping[str, Any]  # what the options of `add_task_options` say
+    task: Mapping[str, Any]  # option of `add_task_options` -> value
     requests: tuple[Request, ...]
     out: str  # folder of records, absolute
     command: str  # for headers
@@ -48,8 +50,7 @@ def make_trials(job: Job) -> list[Trial]:
     """The trials of a job, in the order of its requests.
 
     Raises:
-      RequestError: the task cannot be served here.
-      RequestError: an optimizer cannot be found here.
+      RequestError: the task cannot be run, or an optimizer not be found, on this machine.
     """
     if job.batched:
         devices.use_cores(job.task["devices"])
@@ -87,7 +88,7 @@ def _found(opt: str, modified: int) -> Spec:
 
 
 def run_job(job: Job, progress: Callable[[], None] = lambda: None) -> None:
-    """Runs what is not finished of a job; what other processes run, it waits for.
+    """Runs the trials of a job that are not finished, and waits for those that other processes run.
 
     Args:
       job: what to run.

@@ -1,10 +1,12 @@
-"""Loggers of others follow the records: TensorBoard, and Weights & Biases.
+"""External loggers follow the records: TensorBoard, and Weights & Biases.
 
-The record is the truth, and a logger is sent what a record has gained, while its trial waits: off the
-clock. A logger that fails ends no trial. Whoever opens a run writes it from the first row on, and what
-was there of it is replaced: so no step is logged twice, however often a trial was killed and resumed.
+The record is the truth, and a logger is sent the rows that a record has gained, while its trial waits:
+off the clock. A logger that fails ends no trial. A process that opens a run writes it from the first row
+on, and replaces its old content: so no step is logged twice, however often a trial was killed and
+resumed.
 """
 
+import argparse
 import functools
 import importlib
 import json
@@ -116,7 +118,7 @@ class Wandb:
             name=f"{header['optimizer']} seed {header['seed']}",
             config=dict(header),
             mode=_mode(folder),
-            # What the record has not: it would cost time, or say what nobody has asked for.
+            # None of what the record does not have: it costs time, or nobody has asked for it.
             settings=wandb.Settings(
                 silent=True, console="off", x_disable_stats=True, disable_git=True, disable_code=True
             ),
@@ -227,6 +229,23 @@ class Follower:
             self._run.close()
 
 
+def add_option(p: argparse.ArgumentParser, when: str) -> None:
+    """The option `--log`; `choose` reads it.
+
+    Args:
+      p: the command's.
+      when: the command sends records.
+    """
+    p.add_argument(
+        "--log",
+        action="append",
+        default=[],
+        choices=list(LOGGERS),
+        help=f"tensorboard, in <out>/tensorboard, or wandb: sends the records there, off the clock, "
+        f"{when}; may be given twice",
+    )
+
+
 def choose(names: Sequence[str], folder: Path) -> Loggers:
     """The loggers that `--log` names, each of which keeps its runs in a folder of its own in `folder`.
 
@@ -239,7 +258,7 @@ def choose(names: Sequence[str], folder: Path) -> Loggers:
             importlib.import_module(package)
         except ImportError as error:
             raise RequestError(
-                f"--log {name}: it needs the package {package}; pip install -e .[{name}]"
+                f"--log {name}: it needs the package {package}; pip install {package}"
             ) from error
     return Loggers({name: LOGGERS[name] for name in names}, folder)
 

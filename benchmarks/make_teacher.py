@@ -2,11 +2,10 @@
 
     python benchmarks/make_teacher.py --task digits
 
-Random crops and mixup of images and labels alike; AdamW, one cosine cycle. The recipe was chosen on
-the validation part; the test accuracy is measured once, at the end, and written into the card.
+Random crops, and mixup of images and labels in the same way; AdamW, one cosine cycle. The recipe was
+chosen on the validation part; the test accuracy is measured once, at the end, and written into the card.
 """
 
-import argparse
 import zlib
 from typing import Any
 
@@ -16,6 +15,7 @@ import optax
 from flax import linen as nn
 from jax import random
 
+from benchmarks.cli import Parser, add_debug_option, serve
 from testbed import teachers, views
 from testbed.data.digits import Data, Part
 from testbed.tasks import TASKS
@@ -28,9 +28,10 @@ STEPS, BATCH, LEARNING_RATE, WEIGHT_DECAY, WARMUP = 6_000, 256, 3e-3, 1e-2, 300
 
 def main() -> None:
     """Trains and writes every teacher of the task."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--task", default="digits-ensemble", choices=EMBEDDED)
-    task = TASKS[parser.parse_args().task]
+    p = Parser(description=__doc__.splitlines()[0])
+    p.add_argument("--task", default="digits-ensemble", choices=EMBEDDED, help="default: %(default)s")
+    add_debug_option(p)
+    task = TASKS[p.parse_args().task]
     data = task.arrays()
     for name in task.teachers:
         network = teachers.TEACHERS[name].network
@@ -85,4 +86,4 @@ def accuracy(network: nn.Module, params: dict[str, Any], part: Part) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    serve(main)

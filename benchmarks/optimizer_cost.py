@@ -3,8 +3,8 @@
     python benchmarks/optimizer_cost.py --out cost
     python benchmarks/optimizer_cost.py --shapes r50x1 --opt shampoo --opt distributed_shampoo
 
-On gradients of independent normal entries. Optimizers run in turn, round after round, so that
-trouble on the machine hits all. The update alone is timed: where a method asks for more gradients
+On gradients of independent normal entries. Optimizers run in turn, round after round, so that the
+machine's load affects all. The update alone is timed: where a method asks for more gradients
 (`sam`, `lbfgs`, `sgd_line_search`, `sophia`), it gets those of a function that costs nothing. On
 `digits` the whole training step is timed too, with lesson and all gradients. Adam is always there.
 """
@@ -26,7 +26,9 @@ import pandas as pd
 from jax import random
 from matplotlib import pyplot as plt
 
-from benchmarks.commands import choose, make_trial, positive, serve
+from benchmarks.cli import Parser, add_debug_option, choose, positive, serve
+from benchmarks.flops import flops
+from benchmarks.trials import make_trial
 from optimizers import registry, shampoo
 from optimizers.parts import blocks
 from testbed import provenance
@@ -229,27 +231,6 @@ def _median_ms(f: Callable[..., Any], *arguments: Any) -> float:
     return 1e3 * statistics.median(seconds[1:])
 
 
-# FLOPs, counted in the program and not in what XLA makes of it, which counts a loop's body once
-
-
-EIGH = 9.0  # times n^3, with eigenvectors by the symmetric QR algorithm (Golub and Van Loan, 8.3)
-FREE = {
-    "broadcast_in_dim", "concatenate", "convert_element_type", "copy", "dynamic_slice", "gather",
-    "dynamic_update_slice", "iota", "pad", "reshape", "scatter", "select_n", "slice", "squeeze",
-    "stop_gradient", "transpose",
-}  # fmt: skip
-
-
-def flops(jaxpr: Any, *, products_only: bool = False) -> float:
-    """FLOPs of a program; of a branch the dearer one, of a `while` one turn (Newton's too).
-
-    Args:
-      jaxpr: the program.
-      products_only: count convolutions and matrix products, and nothing else.
-    """
-    return sum(_flops_of(eqn, products_only) for eqn in jaxpr.eqns)
-
-
 def step_flops() -> float:
     """Of R50x1's forward and backward passes for a batch of the paper's, without the teacher's."""
     params = jax.eval_shape(R50X1.init, random.key(0), BATCH)
@@ -261,43 +242,6 @@ def share_of_step(costs: Sequence[Cost]) -> str:
     step = step_flops()
     shares = ", ".join(f"{cost.name} {cost.flops / step:.2%}" for cost in costs)
     return f"r50x1, a step of 512 images: {step / 1e12:.3g} TFLOP, of which an update is {shares}"
-
-
-def _flops_of(eqn: Any, products_only: bool) -> float:
-    name = eqn.primitive.name
-    out: Any = eqn.outvars[0].aval if eqn.outvars else None
-    if name == "dot_general":
-        ((contracted, _), _), left = eqn.params["dimension_numbers"], eqn.invars[0].aval.shape
-        return 2.0 * out.size * math.prod(left[axis] for axis in contracted)
-    if name == "conv_general_dilated":
-        kernel, where = eqn.invars[1].aval, eqn.params["dimension_numbers"].rhs_spec
-        return 2.0 * out.size * kernel.size / kernel.shape[where[0]]
-    if name == "eigh" and not products_only:
-        *batch, n, _ = eqn.invars[0].aval.shape
-        return EIGH * math.prod(batch) * n**3
-    if name == "triangular_solve" and not products_only:
-        return float(out.size) * eqn.invars[0].aval.shape[-1]
-    if name == "cond":
-        platforms = eqn.params.get("branches_platforms")
-        chosen = [
-            branch
-            for i, branch in enumerate(eqn.params["branches"])
-            if not platforms or jax.default_backend() in (platforms[i] or (jax.default_backend(),))
-        ]
-        costs = [flops(branch.jaxpr, products_only=products_only) for branch in chosen]
-        return costs[0] if platforms else max(costs)
-    times = eqn.params.get("length", 1) if name == "scan" else 1
-    inner = [
-        getattr(value, "jaxpr", value)
-        for value in eqn.params.values()
-        if hasattr(getattr(value, "jaxpr", value), "eqns")
-    ]
-    if inner:
-        return times * sum(flops(jaxpr, products_only=products_only) for jaxpr in inner)
-    if products_only or name in FREE or out is None:
-        return 0.0
-    # A sum over n entries is n.
-    return float(getattr(eqn.invars[0].aval if name.startswith("reduce_") else out, "size", 0))
 
 
 # Tables
@@ -371,14 +315,14 @@ def figure(frame: pd.DataFrame, path: Path) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    p = Parser(description=__doc__.split("\n")[0])
     p.add_argument("--opt", action="append", metavar="NAME", help="default: all")
     p.add_argument(
         "--shapes", action="append", metavar="NAME", help=f"of {', '.join(SHAPES)}; default: all"
     )
     p.add_argument("--rounds", type=positive, default=5, metavar="N", help="default: %(default)s")
     p.add_argument("--out", type=Path, metavar="DIR", help="for the table (CSV) and the figure")
-    p.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    add_debug_option(p)
     return p
 
 

@@ -1,11 +1,11 @@
-"""What the testbed costs, against a loop written by hand; and what batched trials save.
+"""Measures what the testbed costs, against a loop written by hand; and what batched trials save.
 
     python benchmarks/overhead.py --task digits --task digits-resnet
     python benchmarks/overhead.py --batched --opt sgd --opt adam --opt shampoo --task digits-ensemble
 
 The hand-written loop makes the same lessons and takes the same steps, and does nothing else: no
-record, no checkpoint, no measurement, no divergence check, no clock. Both run in turn, so that trouble
-on the machine hits both; the ratio is that of the medians of their steps per second. Before that: how
+record, no checkpoint, no measurement, no divergence check, no clock. Both run in turn, so that the
+machine's load affects both; the ratio is that of the medians of their steps per second. Before that: how
 long after its launch `run.py` has its first measurement, the second time (compilation cache warm).
 
 `--batched` compares the seconds on the clock for a step of one trial: alone, and as one of several of
@@ -13,7 +13,6 @@ the same optimizer that share their lessons. Memory is that of the batch's array
 program needs on a device, as XLA counts it, times the devices; and the process's own peak so far.
 """
 
-import argparse
 import dataclasses
 import resource
 import statistics
@@ -28,7 +27,8 @@ import jax
 import optax
 from jax import random
 
-from benchmarks.commands import choose, make_trial, positive, serve
+from benchmarks.cli import Parser, add_debug_option, choose, positive, serve
+from benchmarks.trials import make_trial
 from optimizers import registry
 from testbed import compilation, devices, lessons, records
 from testbed.batch import run_batch
@@ -45,13 +45,13 @@ SIZES = (4, 16, 32)  # of batches
 
 def main() -> None:
     """Times both, in turn."""
-    p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    p = Parser(description=__doc__.split("\n")[0])
     p.add_argument("--task", action="append", metavar="NAME", help="default: digits and digits-resnet")
     p.add_argument("--opt", action="append", metavar="NAME", help="default: adam")
     p.add_argument("--steps", type=positive, metavar="N", help="per round; default: short horizon")
     p.add_argument("--rounds", type=positive, default=5, metavar="N", help="default: %(default)s")
     p.add_argument("--batched", action="store_true", help="one trial alone against several in a batch")
-    p.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    add_debug_option(p)
     args = p.parse_args()
     compilation.enable_cache()
     if args.batched:
@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def launch(opt: str) -> float:
-    """Seconds from the launch of run.py to the first measurement in its record; ends it there."""
+    """Seconds from the launch of run.py to the first measurement in its record; then kills it."""
     with tempfile.TemporaryDirectory() as out:
         begun = time.perf_counter()
         command = [sys.executable, str(Path(__file__).with_name("run.py")), "--opt", opt, "--out", out]
@@ -131,7 +131,7 @@ def timed_batch(trial: Trial, n: int) -> tuple[float, int]:
     rate = trial.optimizer.hyperparameters.get("learning_rate")
     if type(rate) is not float:
         raise RequestError(
-            f"--opt {trial.optimizer.name}: it has no learning_rate that trials differ in"
+            f"--opt {trial.optimizer.name}: it has no learning_rate, in which trials of a batch differ"
         )
     trials = [
         dataclasses.replace(
@@ -179,7 +179,7 @@ class HandWritten:
             def step(i: Any, carry: Any) -> Any:
                 params, opt_state, _ = carry
                 lesson = make_lesson(task, "function_matching", world, key, i)
-                # With its value, 2 % of a step on `digits`: who writes a loop wants to see its loss.
+                # With its value, 2 % of a step on `digits`: a loop written by hand shows its loss.
                 value, grads = jax.value_and_grad(_loss)(params, lesson, task)
                 updates, opt_state = optimizer.update(grads, opt_state, params)
                 return optax.apply_updates(params, updates), opt_state, value

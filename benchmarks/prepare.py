@@ -1,14 +1,13 @@
-"""Prepares what a task needs from elsewhere: does what can be done here, and prints the rest.
+"""Prepares the data set and the checkpoints that a task needs, and prints what is missing.
 
     python benchmarks/prepare.py --task flowers --fetch
 
 Looks for the data set and the teachers' checkpoints (`--fetch` gets those that are missing), reads one
 image, loads every weight, and computes what trials would otherwise compute when they start: decoded
-images, central views, the teachers' logits on them. What is missing is told with the command or the
-address that it comes from; exit status 2.
+images, central views, the teachers' logits on them. Whatever is missing is printed with the command or
+the address that it comes from; exit status 2.
 """
 
-import argparse
 import dataclasses
 import shutil
 import urllib.error
@@ -16,7 +15,8 @@ import urllib.request
 
 from tqdm import tqdm
 
-from benchmarks.commands import choose, choose_precision, serve
+from benchmarks.cli import Parser, add_debug_option, choose, invocation, serve
+from benchmarks.trials import choose_precision
 from testbed import compilation, devices, places, teachers
 from testbed.errors import RequestError
 from testbed.lessons import PROTOCOLS
@@ -27,8 +27,8 @@ from testbed.tasks.task import Task
 
 
 def main() -> None:
-    """Checks, prepares, tells."""
-    p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    """Checks what the task needs, and prepares it."""
+    p = Parser(description=__doc__.split("\n")[0])
     p.add_argument("--task", required=True, metavar="NAME", help="as in run.py")
     p.add_argument("--fetch", action="store_true", help="get missing checkpoints from their addresses")
     p.add_argument(
@@ -43,8 +43,8 @@ def main() -> None:
         choices=["auto", "float32", "bfloat16"],
         help="that trials will have; auto: as on this machine",
     )
-    p.add_argument("--check", action="store_true", help="only look what is there")
-    p.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    p.add_argument("--check", action="store_true", help="only look for them")
+    add_debug_option(p)
     args = p.parse_args()
     task = choose("--task", args.task, TASKS)
     if args.fetch:
@@ -54,7 +54,7 @@ def main() -> None:
     if missing:
         for text in missing:
             print(f"missing: {text}")
-        raise RequestError(f"--task {task.name}: {len(missing)} of its parts are not there, see above")
+        raise RequestError(f"--task {task.name}: {len(missing)} of its parts are missing, see above")
     if args.check:
         return
     compilation.enable_cache()
@@ -64,7 +64,7 @@ def main() -> None:
         load_course(task, args.protocol)
     else:
         load_exam(task, args.protocol)
-    print(f"{task.name} is ready: python benchmarks/run.py --task {task.name} --opt adam")
+    print(f"{task.name} is ready: {invocation('run')} --task {task.name} --opt adam")
 
 
 def fetch(name: str) -> None:
@@ -94,7 +94,7 @@ def fetch(name: str) -> None:
 
 
 def check_data(task: Task) -> str:
-    """Reads the data set's first image; what is missing, or nothing."""
+    """Reads the data set's first image; says what is missing, or nothing."""
     if not task.streamed:
         task.arrays()
         print(f"data of {task.name}: bundled")
@@ -114,7 +114,7 @@ def check_data(task: Task) -> str:
 
 
 def check_teacher(name: str) -> str:
-    """Loads a teacher; what is missing, or nothing."""
+    """Loads a teacher; says what is missing, or nothing."""
     try:
         teacher = teachers.load(name)
     except RequestError as error:

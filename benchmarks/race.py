@@ -1,16 +1,14 @@
-"""Races optimizers: trials of all rivals in turn on one device, so that trouble hits all alike.
+"""Races optimizers: their trials take turns on one device, so that its load affects all equally.
 
     python benchmarks/race.py --opt adam --opt shampoo --seeds 5
 
-The first is the baseline. For each seed, the rivals' trials take turns of a twentieth of a second, in
-rotating order; then seconds to the target are compared by ratios paired by seed, with their 95 %
-intervals, beside steps. The same optimizer given twice races itself, and should come out at 1.
+The first is the baseline. For each seed, the optimizers' trials take turns of a twentieth of a second,
+in rotating order; then seconds and steps to the target are compared by ratios paired by seed, with
+their 95 % intervals. The same optimizer given twice races itself, and should come out at 1.
 """
 
 import argparse
 import dataclasses
-import shlex
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -22,18 +20,17 @@ from tqdm import tqdm
 from analysis import figures
 from analysis.statistics import curves
 from analysis.statistics import race as statistics
-from benchmarks.commands import (
+from benchmarks.cli import (
     Interrupted,
     Parser,
-    add_task_options,
+    add_debug_option,
     choose,
-    choose_task,
-    interrupts,
-    make_trial,
+    command_line,
     positive,
     serve,
 )
-from benchmarks.run import hyperparameters
+from benchmarks.runner import interrupts
+from benchmarks.trials import add_task_options, choose_task, hyperparameters, make_trial
 from optimizers import registry
 from optimizers.spec import Spec
 from testbed import compilation, records
@@ -42,8 +39,8 @@ from testbed.lessons import PROTOCOLS
 from testbed.tasks.task import Task
 from testbed.trial import Progress, Trial, run
 
-# Seconds of a turn. When the machine becomes slower or faster, one rival alone feels it for what is left
-# of a turn: with turns from one measurement to the next, that was most of what noise was left.
+# Seconds of a turn. When the machine becomes slower or faster, one optimizer alone feels it for the rest
+# of its turn: with turns from one measurement to the next, that was most of the noise that remained.
 TURN = 0.05
 
 Lanes = Mapping[str, tuple[Spec, Mapping[str, Any]]]  # name -> optimizer, its hyperparameters
@@ -51,10 +48,10 @@ Heat = Mapping[str, Trial]  # lane -> its trial: all of one seed
 
 
 def main() -> None:
-    """Parses the command line, runs the race, tells how it ended."""
+    """Parses the command line, runs the race, prints how it ended."""
     args = parser().parse_args()
     if len(args.opt) < 2:
-        raise RequestError("--opt: a race has two rivals or more; give the baseline first, then others")
+        raise RequestError("--opt: a race needs two optimizers or more; give the baseline first")
     if args.hosts:
         raise RequestError(f"--hosts {args.hosts}: a race is on one machine; leave it out")
     task, steps, published = choose_task(args)
@@ -74,8 +71,8 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="NAME",
-        help="optimizer, as of run.py; the first is the baseline. Each runs in a lane of its name; one "
-        "that is given again in NAME-2 and so on",
+        help="optimizer, as in run.py; the first is the baseline. One that is given again is called "
+        "NAME-2, and so on",
     )
     p.add_argument(
         "--seeds", type=positive, default=5, metavar="N", help="seeds 0 to N - 1; default: %(default)s"
@@ -85,7 +82,7 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="a hyperparameter of all lanes, or of one: LANE.NAME=VALUE",
+        help="a hyperparameter of all optimizers, or of one: OPT.NAME=VALUE",
     )
     p.add_argument(
         "--out",
@@ -97,8 +94,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--report", type=Path, default=Path("report"), metavar="DIR", help="figures and table of pairs"
     )
-    p.add_argument("--fresh", action="store_true", help="start over, also what is finished")
-    p.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    p.add_argument("--fresh", action="store_true", help="rerun trials, including finished ones")
+    add_debug_option(p)
     add_task_options(p)
     return p
 
@@ -109,7 +106,7 @@ def make_lanes(
     """A lane for each `--opt`, in their order.
 
     Raises:
-      RequestError: an optimizer or a hyperparameter that there is not.
+      RequestError: an unknown optimizer or hyperparameter.
     """
     found = {opt: registry.find(opt) for opt in opts}
     specs: dict[str, Spec] = {}
@@ -119,7 +116,7 @@ def make_lanes(
             number += 1
             lane = f"{found[opt].name}-{number}"
         specs[lane] = found[opt]
-    # What belongs to one lane alone is found by the lane's name.
+    # A hyperparameter of one lane alone names the lane.
     named = {lane: dataclasses.replace(spec, name=lane) for lane, spec in specs.items()}
     return {
         lane: (
@@ -141,7 +138,7 @@ def make_heats(
 
 
 def make_folder(folder: Path) -> None:
-    """Makes it now: not only after the race does one want to hear that it cannot be written."""
+    """Makes it before the race, so that an error is not reported only after it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -153,8 +150,8 @@ def make_folder(folder: Path) -> None:
 def race_folder(heat: Heat, out: Path) -> Path:
     """Where the records of a race are, each in the folder of its lane.
 
-    A folder for each field of rivals: seconds are shared only with those that one ran against, so that
-    what is finished counts in no other race. Seeds may be added.
+    A folder for each set of rivals: wall-clock times are comparable only within a race, so that a
+    finished trial counts in no other. Seeds may be added.
     """
     rivals = {lane: trial.identity() | {"seed": None} for lane, trial in heat.items()}
     return out / records.run_id(rivals)
@@ -167,7 +164,7 @@ def record_paths(heats: Sequence[Heat], out: Path) -> list[Path]:
 
 
 def run_race(heats: Sequence[Heat], out: Path, *, fresh: bool = False) -> None:
-    """Runs what is not finished of a race, with a live table on a terminal.
+    """Runs the trials of a race that are not finished, with a live table on a terminal.
 
     Raises:
       Interrupted: on the first SIGINT or SIGTERM, once all running trials have saved a checkpoint.
@@ -187,7 +184,7 @@ def run_heat(
     heat: Heat, folder: Path, first: int, interrupted: Callable[[], bool], *, fresh: bool
 ) -> None:
     """Runs the trials of one seed, interleaved; if it ends early, all of them save a checkpoint."""
-    command = shlex.join(["python", *sys.argv])
+    command = command_line()
     lanes = list(heat)
     with ExitStack() as stack:
         bars = [
@@ -223,8 +220,8 @@ def run_heat(
 def interleave(trials: Sequence[Iterator[Progress]], first: int = 0) -> Iterator[tuple[int, Progress]]:
     """Advances trials in turn, a segment each, until all have ended; their number and progress.
 
-    The order is rotated by one place after each round, so that each goes first equally often. Who is
-    ahead in steps waits for the others: however many steps make a segment of each, the rivals do the
+    The order is rotated by one place after each round, so that each goes first equally often. A trial
+    that is ahead in steps waits for the others: however many steps make a segment of each, all do the
     same steps at the same time.
 
     Args:
@@ -274,7 +271,7 @@ def report(heats: Sequence[Heat], out: Path, folder: Path) -> None:
     target = f"{metric} {'<=' if mode == 'min' else '>='} {value:g}"
     table = statistics.pairs(frame, baseline)
     name = f"race-{trial.task.name}-{trial.total_steps}"
-    table.to_csv(folder / f"{name}.csv", index=False)
+    table.rename(columns={"lane": "optimizer"}).to_csv(folder / f"{name}.csv", index=False)
     drawn, styles = curves.curves(frame), figures.styles(frame["optimizer"])
     for axis, ending in (("train_seconds", ""), ("step", "-by-step")):
         figure = figures.time_to_accuracy(drawn, metric, axis, styles, curves.target(frame))
@@ -286,7 +283,7 @@ def report(heats: Sequence[Heat], out: Path, folder: Path) -> None:
     if resumed := statistics.resumed_seeds(record_paths(heats, out)):
         print(
             f"Seeds {', '.join(map(str, resumed))} were interrupted and resumed: not all of their "
-            "seconds were shared; --fresh races them anew"
+            "seconds were shared; --fresh runs them again"
         )
     print(f"Records: {race_folder(heats[0], out)}; pairs and figures: {folder}/{name}.csv, .png, .svg")
 

@@ -4,31 +4,16 @@ python benchmarks/run.py --opt shampoo --opt adam --opt my_optimizer.py
 """
 
 import argparse
-import hashlib
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from benchmarks import loggers
-from benchmarks.commands import (
-    Parser,
-    add_log_option,
-    add_task_options,
-    choose,
-    choose_task,
-    make_trial,
-    natural,
-    positive,
-    print_table,
-    run_all,
-    serve,
-)
+from benchmarks.cli import Parser, add_debug_option, choose, invocation, natural, positive, serve
+from benchmarks.runner import print_table, run_all
+from benchmarks.trials import add_task_options, choose_task, hyperparameters, make_start, make_trial
 from optimizers import registry
-from optimizers.spec import Spec
 from testbed.errors import RequestError
 from testbed.lessons import PROTOCOLS
 from testbed.tasks import TASKS
-from testbed.trial import Start
 
 
 def main() -> None:
@@ -55,7 +40,7 @@ def main() -> None:
         for spec in specs
     ]
     print_table(run_all(trials, args.out, fresh=args.fresh, log=log))
-    print(f"Figures: python analysis/report.py {args.out} --out report")
+    print(f"Figures: {invocation('report')} {args.out} --out report")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -94,58 +79,26 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--out", type=Path, default=Path("runs"), metavar="DIR", help="records; default: runs"
     )
-    p.add_argument("--fresh", action="store_true", help="start over, also what is finished")
-    add_log_option(p, "while trials run")
+    p.add_argument("--fresh", action="store_true", help="rerun trials, including finished ones")
+    loggers.add_option(p, "while trials run")
     p.add_argument("--list", action="store_true", help="show tasks, protocols and optimizers")
-    p.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    add_debug_option(p)
     add_task_options(p)
     return p
-
-
-def make_start(args: argparse.Namespace) -> Start | None:
-    """The checkpoint that `--init` names.
-
-    Raises:
-      RequestError: there is none.
-    """
-    if args.init is None:
-        if args.fresh_head:
-            raise RequestError("--fresh-head: it needs --init PATH; students start with one anyway")
-        return None
-    try:
-        with args.init.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise RequestError(f"--init {args.init}: cannot be read ({error.strerror})") from error
-    return Start(args.init, sha256, args.fresh_head)
-
-
-def hyperparameters(
-    spec: Spec, specs: Sequence[Spec], given: Sequence[str], published: Mapping[str, float]
-) -> dict[str, Any]:
-    """The hyperparameters of `spec`: what `--hp` sets, for all or for it alone; published; default."""
-    values = {name: repr(value) for name, value in published.items()}
-    for item in given:
-        name, separator, value = item.partition("=")
-        if not separator:
-            raise RequestError(f"--hp {item}: write NAME=VALUE, such as learning_rate=0.01")
-        owner, _, short = name.rpartition(".")
-        if owner and owner not in [s.name for s in specs]:
-            raise RequestError(f"--hp {item}: {owner!r} is not among the optimizers of this run")
-        if owner in ("", spec.name):
-            values[short] = value
-    return registry.configure(spec, values)
 
 
 def print_list() -> None:
     """Tasks, protocols, and optimizers with their hyperparameters."""
     print("Tasks (--task)")
+    width = max(map(len, TASKS)) + 2
     for task in TASKS.values():
         horizons = ", ".join(f"{name} {steps:,}" for name, steps in task.horizons.items())
-        print(f"  {task.name:18}{task.summary}\n{'':20}batch {task.batch_size}; steps: {horizons}")
+        print(f"  {task.name:{width}}{task.summary}")
+        print(f"  {'':{width}}batch {task.batch_size}; steps: {horizons}")
     print("\nProtocols (--protocol)")
+    width = max(map(len, PROTOCOLS)) + 2
     for name, protocol in PROTOCOLS.items():
-        print(f"  {name:22}{(protocol.__doc__ or '').splitlines()[0]}")
+        print(f"  {name:{width}}{(protocol.__doc__ or '').splitlines()[0]}")
     print("\nOptimizers (--opt); also a file with build(), optax.NAME, package.module:function")
     for spec in registry.registered().values():
         print(f"  {spec.name}: {spec.reference}")

@@ -6,7 +6,6 @@ consistency: with teachers that see the same view as the student there is no ove
 fixed teacher there is (Beyer et al. 2021).
 """
 
-import argparse
 from pathlib import Path
 
 import pandas as pd
@@ -14,7 +13,9 @@ import pandas as pd
 from analysis import figures, frames
 from analysis.statistics import summary
 from analysis.statistics.summary import Estimate
-from benchmarks.commands import add_task_options, choose_task, make_trial, positive, run_all, serve
+from benchmarks.cli import Parser, add_debug_option, positive, serve
+from benchmarks.runner import run_all
+from benchmarks.trials import add_task_options, choose_task, make_trial
 from optimizers import registry
 
 RISE = 1.05  # the lowest of a hundred noisy measurements lies a little below the last by chance
@@ -22,13 +23,13 @@ RISE = 1.05  # the lowest of a hundred noisy measurements lies a little below th
 
 def main() -> None:
     """Runs the study."""
-    p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    p = Parser(description=__doc__.split("\n")[0])
     p.add_argument("study", choices=["consistency"], help="the claim")
     p.add_argument("--opt", default="adam", metavar="NAME", help="optimizer; default: %(default)s")
     p.add_argument("--seeds", type=positive, default=5, metavar="N", help="default: %(default)s")
     p.add_argument("--out", type=Path, default=Path("runs/consistency"), metavar="DIR", help="records")
     p.add_argument("--report", type=Path, default=Path("report"), metavar="DIR", help="figure and table")
-    p.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    add_debug_option(p)
     add_task_options(p, protocol=False)
     p.set_defaults(horizon="medium")
     args = p.parse_args()
@@ -87,12 +88,12 @@ def verdict(fixed: Estimate, matching: Estimate) -> str:
 
     A protocol overfits where the whole interval lies above RISE, and does not where it lies below.
     """
-    told = f"n = {fixed.n}; held-out KL ends at {fixed} and {matching} times its lowest"
+    why = f"n = {fixed.n}; held-out KL ends at {fixed} and {matching} times its lowest"
     if fixed.low > RISE and matching.high < RISE:
-        return f"The claim holds: fixed_teacher overfits, function_matching does not ({told})."
+        return f"The claim holds: fixed_teacher overfits, function_matching does not ({why})."
     if fixed.high < RISE or matching.low > RISE:
-        return f"The claim does not hold ({told})."
-    return f"Undecided: an interval contains {RISE} ({told})."
+        return f"The claim does not hold ({why})."
+    return f"Undecided: an interval contains {RISE} ({why})."
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Tunes optimizers alike, then compares them on fresh seeds.
+"""Tunes optimizers with equal effort, then compares them on fresh seeds.
 
     python benchmarks/sweep.py --opt sgd --opt adam --opt shampoo --trials 16 --seeds 5
 
@@ -13,9 +13,7 @@ rulesets are --ruleset external and --ruleset self.
 import argparse
 import math
 import os
-import shlex
 import statistics
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,18 +24,18 @@ from analysis import frames
 from analysis.statistics import summary
 from analysis.statistics.trials import trials as ends_of
 from benchmarks import engines, loggers
-from benchmarks.commands import (
+from benchmarks.cli import (
     Parser,
-    add_log_option,
-    add_task_options,
+    add_debug_option,
     choose,
-    choose_task,
-    make_trial,
+    command_line,
+    invocation,
     positive,
-    print_table,
     serve,
 )
 from benchmarks.jobs import Job, Request
+from benchmarks.runner import print_table
+from benchmarks.trials import add_task_options, choose_task, make_trial
 from optimizers import registry
 from optimizers.spec import Range, Spec
 from testbed import devices, records
@@ -55,7 +53,7 @@ LONGER = 3  # ruleset self: times the steps of a tuned trial, as in AlgoPerf's f
 
 
 class Field(NamedTuple):
-    """Who is compared, on what."""
+    """The optimizers that are compared, and the task."""
 
     task: Task
     protocol: str
@@ -78,7 +76,7 @@ class Field(NamedTuple):
         )
 
 
-Run = Callable[[Sequence[Trial], Path], None]  # runs what is not finished, into a folder of records
+Run = Callable[[Sequence[Trial], Path], None]  # runs unfinished trials, into a folder of records
 
 
 def main() -> None:
@@ -87,7 +85,7 @@ def main() -> None:
     if args.hosts and not (args.no_batch and args.engine == "local"):
         raise RequestError(
             "--hosts: a batch is on one host; spread batches over hosts with --engine ray or slurm, or "
-            "let hosts share each trial with --no-batch"
+            "share each trial among hosts with --no-batch"
         )
     if args.engine != "local":  # workers want the accelerators' memory
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -111,7 +109,7 @@ def main() -> None:
 
 
 def refuse(field: Field, args: argparse.Namespace) -> None:
-    """Raises before anything runs what would go wrong later.
+    """Finds errors before anything runs.
 
     Raises:
       RequestError: an optimizer cannot be searched.
@@ -133,7 +131,7 @@ def refuse(field: Field, args: argparse.Namespace) -> None:
         ("--trials", args.trials, args.ruleset != "self"),
     ):
         if given and not goes:
-            raise RequestError(f"{option}: it does not go with --ruleset {args.ruleset}")
+            raise RequestError(f"{option}: it does not go with --ruleset {args.ruleset}; leave it out")
     one = field.trial(field.specs[0], 0, {})
     for folder in ("tuning", "final") if tuned else (args.ruleset,):
         require_this_version(one, args.out / folder)
@@ -142,7 +140,7 @@ def refuse(field: Field, args: argparse.Namespace) -> None:
 def run_trials(
     args: argparse.Namespace, engine: engines.Engine, trials: Sequence[Trial], out: Path
 ) -> None:
-    """Runs what is not finished, by an engine: batches of trials that share their lessons."""
+    """Runs the unfinished trials, by an engine: in batches of trials that share their lessons."""
     # Of all trials, finished or not, so that the batches of a sweep that goes on are what they were.
     size = min(args.batch, max(LEAST, math.ceil(len(trials) / engine.at_once)))
     opts = {registry.find(opt).name: _absolute(opt) for opt in args.opt}
@@ -165,7 +163,7 @@ def run_trials(
                 for trial in batch
             ),
             out=str(out.absolute()),
-            command=shlex.join(["python", *sys.argv]),
+            command=command_line(),
             batched=not args.no_batch,
         )
         for batch in batches
@@ -182,8 +180,8 @@ def tune(field: Field, args: argparse.Namespace, run: Run) -> None:
     for spec, best in search(field, args.trials, run, tuning):
         found = {name: best.optimizer.hyperparameters[name] for name in spec.space}
         lost = math.isinf(final_score(best, tuning))
-        told = "all diverged, such as" if lost else f"best of {args.trials}:"
-        print(f"{spec.name}: {told} {_told(found)}")
+        how = "all diverged, such as" if lost else f"best of {args.trials}:"
+        print(f"{spec.name}: {how} {_as_text(found)}")
         for seed in range(args.seeds):
             for point in (found, {}):
                 trial = field.trial(spec, seed, point, lesson_seed=lessons)
@@ -191,8 +189,8 @@ def tune(field: Field, args: argparse.Namespace, run: Run) -> None:
     run(list(final.values()), out)
     print_summary(list(final), out)
     if lessons:
-        print("Seeds differ in first weights; their lessons are the same (--own-lessons: they are not)")
-    print(f"Figures: python analysis/report.py {out} --out report")
+        print("Seeds differ in first weights and share lessons; pass --own-lessons to vary them too")
+    print(f"Figures: {invocation('report')} {out} --out report")
 
 
 def in_full(field: Field, count: int, run: Run, out: Path) -> list[tuple[Spec, Trial]]:
@@ -207,8 +205,8 @@ def in_full(field: Field, count: int, run: Run, out: Path) -> list[tuple[Spec, T
 def halving(field: Field, count: int, run: Run, out: Path) -> list[tuple[Spec, Trial]]:
     """Successive halving (Jamieson and Talwalkar 2016): the best third goes on to three times the steps.
 
-    Each rung is a horizon of its own, which the optimizer is told: a schedule that is cut short would
-    say little about the whole one. So what was run before is run again, with a third of the trials.
+    Each rung is a horizon of its own, and the optimizers' schedules end with it: a schedule that is cut
+    short says little about the whole one. So the best third start again, with three times the steps.
     """
     left = [list(points(spec, count)) for spec in field.specs]
     taken = 0
@@ -285,9 +283,9 @@ def print_studies(chosen: Mapping[str, Sequence[Trial]], out: Path, how: str) ->
     for name, of_spec in chosen.items():
         steps = [steps_to_target(trial, out)[0] for trial in of_spec]
         median = statistics.median_high(steps)  # a miss is later than all others
-        told = f"{median:,.0f} steps" if math.isfinite(median) else "not reached"
+        typical = f"{median:,.0f} steps" if math.isfinite(median) else "not reached"
         reached = sum(map(math.isfinite, steps))
-        print(f"{name}: median of {len(steps)} studies ({how}): {told}; reached in {reached}")
+        print(f"{name}: median of {len(steps)} studies ({how}): {typical}; reached in {reached}")
 
 
 def points(spec: Spec, count: int) -> list[Mapping[str, Any]]:
@@ -352,7 +350,7 @@ def require_this_version(trial: Trial, out: Path) -> None:
             )
 
 
-def _told(values: Mapping[str, float]) -> str:
+def _as_text(values: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {value:.3g}" for name, value in values.items())
 
 
@@ -381,7 +379,7 @@ def parser() -> argparse.ArgumentParser:
         "--own-lessons",
         action="store_true",
         help="each final seed has lessons of its own; default: first weights of its own, and lessons "
-        "that all share (docs/tuning.md has what that changes: on digits, nothing that can be seen)",
+        "that all share (docs/tuning.md: on digits, that makes no visible difference)",
     )
     p.add_argument(
         "--halving",
@@ -389,8 +387,8 @@ def parser() -> argparse.ArgumentParser:
         help="successive halving: all points at a ninth of the steps, a third of them at a third, ...",
     )
     p.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="default: runs")
-    add_log_option(p, "when a stage of the sweep is done")
-    p.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    loggers.add_option(p, "when a stage of the sweep is done")
+    add_debug_option(p)
     where = p.add_argument_group("how it runs")
     where.add_argument(
         "--no-batch", action="store_true", help="one trial after the other, each with lessons of its own"

@@ -1,4 +1,4 @@
-"""How fast a task trains on this machine, piece by piece, on synthetic images.
+"""Measures how fast a task trains on this machine, piece by piece, on synthetic images.
 
     python benchmarks/throughput.py --task imagenet
     python benchmarks/throughput.py --task flowers --opt shampoo --batch 256
@@ -35,8 +35,9 @@ from jax import random
 from numpy.typing import NDArray
 from PIL import Image
 
-from benchmarks.commands import add_task_options, choose_task, natural, positive, serve
-from benchmarks.optimizer_cost import flops
+from benchmarks.cli import Parser, add_debug_option, natural, positive, serve
+from benchmarks.flops import flops
+from benchmarks.trials import add_task_options, choose_task
 from optimizers import registry
 from testbed import compilation, devices, provenance, teachers
 from testbed.data import crops, stream
@@ -82,7 +83,7 @@ def main() -> None:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    p = Parser(description=__doc__.split("\n")[0])
     p.add_argument("--opt", default="adam", metavar="NAME", help="default: %(default)s")
     p.add_argument("--batch", type=positive, metavar="N", help="images a step; default: the task's")
     p.add_argument("--rounds", type=positive, default=10, metavar="N", help="default: %(default)s")
@@ -92,7 +93,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--workers", type=natural, default=2, metavar="N", help="with --data; default: 2")
     p.add_argument("--out", type=Path, metavar="DIR", help="for the figures as JSON")
-    p.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    add_debug_option(p)
     add_task_options(p, protocol=False)
     p.set_defaults(task="imagenet")
     return p

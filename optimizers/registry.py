@@ -35,7 +35,7 @@ def find(opt: str) -> Spec:
     """The optimizer that `--opt` names.
 
     Raises:
-      RequestError: there is none; the message names the nearest.
+      RequestError: there is none; the message names the nearest and all others.
     """
     if opt in registered():
         return registered()[opt]
@@ -49,8 +49,8 @@ def find(opt: str) -> Spec:
         return _from_optax(opt, module, function)
     near = difflib.get_close_matches(opt, registered(), n=1, cutoff=0.0)
     raise RequestError(
-        f"--opt {opt}: no such optimizer; the nearest is {near[0]!r} (--list shows all). A file "
-        "(my_optimizer.py), optax.NAME or package.module:function will do too"
+        f"--opt {opt}: unknown; did you mean {near[0]!r}? Choices: {', '.join(registered())}; or a file "
+        "(my_optimizer.py), optax.NAME, package.module:function"
     )
 
 

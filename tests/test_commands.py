@@ -16,8 +16,8 @@ import jax
 import pytest
 
 from analysis.statistics import summary
-from benchmarks import commands, make_teacher, overhead, prepare, run, study, sweep, throughput
-from benchmarks.commands import make_trial
+from benchmarks import make_teacher, overhead, prepare, run, study, sweep, throughput, trials
+from benchmarks.trials import make_trial
 from optimizers import registry
 from testbed import records, resident, teachers
 from testbed.tasks import TASKS
@@ -34,7 +34,7 @@ def tiny_task(tiny, monkeypatch):
 
     horizons = MappingProxyType({"short": 20, "medium": 80})
     task = dataclasses.replace(tiny, horizons=horizons)
-    for module in (commands, run):
+    for module in (trials, run):
         monkeypatch.setattr(module, "TASKS", {**TASKS, "tiny": task})
 
 
@@ -70,9 +70,12 @@ def test_hyperparameters_of_all_and_of_one(command, tiny_task, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--opt", "shampo"], "the nearest is 'shampoo'"),
+        (
+            ["--opt", "shampo"],
+            "--opt shampo: unknown; did you mean 'shampoo'? Choices: adafactor, adam, ",
+        ),
         (["--opt", "nowhere.py"], "no such file"),
-        (["--opt", "optax.adamm"], "near: adam"),
+        (["--opt", "optax.adamm"], "did you mean optax.adam?"),
         (["--opt", "no.module:build"], "cannot be imported"),
         (["--opt", "without_build.py"], "defines no build"),
         (["--opt", "raises.py"], "importing it raised RuntimeError: two lines"),
@@ -83,9 +86,12 @@ def test_hyperparameters_of_all_and_of_one(command, tiny_task, tmp_path):
         (["--opt", "adam", "--hp", "learning_rate"], "write NAME=VALUE"),
         (["--opt", "adam", "--hp", "sgd.momentum=0"], "not among the optimizers"),
         (["--opt", "adam", "--hp", "b1=1.5"], "b1 >= 0 and < 1"),
-        (["--opt", "adam", "--task", "digit"], "the nearest is 'digits'"),
-        (["--opt", "adam", "--horizon", "shorter"], "the nearest is 'short'"),
-        (["--opt", "adam", "--protocol", "fixed"], "the nearest is 'fixed_teacher'"),
+        (
+            ["--opt", "adam", "--task", "digit"],
+            "--task digit: unknown; did you mean 'digits'? Choices: digits, ",
+        ),
+        (["--opt", "adam", "--horizon", "shorter"], "did you mean 'short'?"),
+        (["--opt", "adam", "--protocol", "fixed"], "did you mean 'fixed_teacher'?"),
         (["--opt", "adam", "--out", "file/runs"], "choose another folder"),
         ([], "name at least one optimizer"),
     ],
@@ -252,8 +258,8 @@ def test_the_best_of_a_study_is_the_first_at_the_target(tiny, tmp_path):
     ("words", "told"),
     [
         (("--trials", "0"), "0: must be 1 or more"),
-        (("--engine", "ray"), "--engine ray: it is not installed; pip install -e .[ray]"),
-        (("--engine", "slurm"), "--engine slurm: it is not installed; pip install -e .[slurm]"),
+        (("--engine", "ray"), "--engine ray: it is not installed; pip install ray"),
+        (("--engine", "slurm"), "--engine slurm: it is not installed; pip install submitit"),
         (("--hosts", "here:1"), "--hosts: a batch is on one host"),
         (("--address", "here:1"), "--engine local: one process"),
         (("--opt", "adam"), "--opt adam: adam is taken"),
@@ -334,8 +340,6 @@ def test_verdict_follows_from_the_intervals(fixed, matching, expected):
 
 
 def test_overhead_measures_both_sides(tiny, capsys):
-    from benchmarks.commands import make_trial
-
     overhead.compare(make_trial(tiny, "function_matching", registry.find("adam"), 20, 0, {}), 1)
     assert "ratio" in capsys.readouterr().out
     assert 0 < overhead.launch("adam") < 60
@@ -396,7 +400,7 @@ def test_prepare_tells_what_is_missing_and_exits_2(command, monkeypatch, tmp_pat
     teachers.load.cache_clear()
     status, stdout, stderr = command(prepare, "--task", "imagenet-ensemble")
     assert status == 2
-    assert stderr == "prepare.py: --task imagenet-ensemble: 3 of its parts are not there, see above\n"
+    assert stderr == "prepare.py: --task imagenet-ensemble: 3 of its parts are missing, see above\n"
     for part in (
         "tfds build imagenet2012 --file_format=array_record",
         "R152x2_T_224.npz",
@@ -445,7 +449,7 @@ def test_prepare_fetches_checkpoints_whole_or_not_at_all(command, release, tmp_p
 
 def test_throughput_measures_every_piece_of_a_step(command, monkeypatch, tmp_path):
     tasks = {**TASKS, "flowers": stand_ins.tiny_flowers()}
-    monkeypatch.setattr(commands, "TASKS", tasks)
+    monkeypatch.setattr(trials, "TASKS", tasks)
     monkeypatch.setattr(teachers, "TEACHERS", stand_ins.tiny_teachers())
     status, stdout, _ = command(
         throughput, "--task", "flowers", "--rounds", "1", "--out", tmp_path / "out"

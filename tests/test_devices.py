@@ -13,7 +13,7 @@ DIVIDED = """
 import dataclasses, sys
 from pathlib import Path
 import jax, numpy as np
-from benchmarks.commands import make_trial
+from benchmarks.trials import make_trial
 from optimizers import registry
 from testbed import devices, programs, records, resident, world
 from testbed.tasks import TASKS

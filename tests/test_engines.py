@@ -16,8 +16,9 @@ from typing import NamedTuple
 import pytest
 
 from benchmarks import engines
-from benchmarks.commands import Interrupted, add_task_options
+from benchmarks.cli import Interrupted
 from benchmarks.jobs import Job, Request
+from benchmarks.trials import add_task_options
 from testbed import records
 from testbed.errors import RequestError
 from tests.test_trial import without_times
@@ -207,8 +208,8 @@ def test_progress_counts_what_any_process_has_done(tmp_path):
 @pytest.mark.parametrize(
     ("words", "missing", "message"),
     [
-        (("ray",), "ray", r"not installed; pip install -e .\[ray\]"),
-        (("slurm",), "submitit", r"not installed; pip install -e .\[slurm\]"),
+        (("ray",), "ray", r"not installed; pip install ray"),
+        (("slurm",), "submitit", r"not installed; pip install submitit"),
         (("slurm",), None, "no sbatch here"),
         (("slurm", 2, "host"), None, "SLURM needs none"),
         (("local", 2), None, "one process"),

@@ -8,7 +8,8 @@ import pytest
 from jax import lax
 
 from benchmarks import optimizer_cost
-from benchmarks.optimizer_cost import EIGH, SHAPES, flops
+from benchmarks.flops import EIGH, flops
+from benchmarks.optimizer_cost import SHAPES
 from optimizers import registry
 
 A, B = jnp.ones((3, 4)), jnp.ones((4, 5))

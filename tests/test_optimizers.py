@@ -10,7 +10,7 @@ import optax
 import pytest
 from jax import random
 
-from benchmarks.commands import make_trial
+from benchmarks.trials import make_trial
 from optimizers import recipe, registry
 from testbed import records
 from testbed.batch import run_batch

@@ -9,7 +9,7 @@ import pytest
 
 from analysis.statistics import race as statistics
 from analysis.statistics import ratio
-from benchmarks import commands, race
+from benchmarks import race, trials
 from optimizers import registry
 from testbed import records
 from testbed.tasks import TASKS
@@ -26,7 +26,7 @@ def tiny_task(tiny, monkeypatch):
         horizons=MappingProxyType({"short": 40}),
         target=tiny.target._replace(value=1.6),
     )
-    monkeypatch.setattr(commands, "TASKS", {**TASKS, "tiny": task})
+    monkeypatch.setattr(trials, "TASKS", {**TASKS, "tiny": task})
 
 
 def lane(steps):
@@ -91,7 +91,7 @@ def test_trouble_of_the_machine_leaves_the_ratio_of_interleaved_trials():
 
 
 def test_turns_are_as_short_as_asked_for(tiny, tmp_path):
-    trial = commands.make_trial(tiny, "function_matching", registry.find("adam"), 12, 0, {})
+    trial = trials.make_trial(tiny, "function_matching", registry.find("adam"), 12, 0, {})
     assert [at.step for at in run(trial, tmp_path, dispatch=0.0)] == list(range(13))
 
 
@@ -179,13 +179,13 @@ def test_interrupted_all_save_and_the_same_command_resumes_and_tells(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "two rivals or more"),
-        (["--opt", "adam"], "two rivals or more"),
-        (["--opt", "adam", "--opt", "shampo"], "the nearest is 'shampoo'"),
+        ([], "two optimizers or more"),
+        (["--opt", "adam"], "two optimizers or more"),
+        (["--opt", "adam", "--opt", "shampo"], "did you mean 'shampoo'?"),
         (["--opt", "adam", "--opt", "no_transformation.py"], "AttributeError"),
         (["--opt", "adam", "--opt", "adam", "--hp", "adam-3.b1=0"], "not among the optimizers"),
         (["--opt", "adam", "--opt", "sgd", "--hosts", "auto"], "on one machine"),
-        (["--opt", "adam", "--opt", "sgd", "--protocol", "fixed"], "the nearest is 'fixed_teacher'"),
+        (["--opt", "adam", "--opt", "sgd", "--protocol", "fixed"], "did you mean 'fixed_teacher'?"),
         (["--opt", "adam", "--opt", "sgd", "--report", "file/report"], "choose another folder"),
         (["--opt", "adam", "--opt", "sgd", "--out", "file/runs"], "choose another folder"),
     ],

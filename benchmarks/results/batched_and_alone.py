@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmarks.commands import serve
+from benchmarks.cli import serve
 from testbed import records
 from testbed.errors import RequestError
 

@@ -13,7 +13,9 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from benchmarks.commands import make_trial, run_all, serve
+from benchmarks.cli import serve
+from benchmarks.runner import run_all
+from benchmarks.trials import make_trial
 from optimizers import registry
 from testbed import records
 from testbed.models.mlp import MLP

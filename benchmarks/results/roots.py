@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.commands import serve
+from benchmarks.cli import serve
 from optimizers.parts.roots import inverse_roots
 
 RIDGE, SIZE, MATRICES = 1e-6, 128, 8

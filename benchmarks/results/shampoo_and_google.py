@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from numpy.typing import NDArray
 
-from benchmarks.commands import choose, serve
+from benchmarks.cli import choose, serve
 from benchmarks.optimizer_cost import CYCLE, SHAPES, Cost, make_inputs, slowest
 from optimizers.distributed_shampoo import scale_by_distributed_shampoo
 from optimizers.shampoo import scale_by_shampoo

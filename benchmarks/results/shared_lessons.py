@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from benchmarks.commands import add_task_options, choose_task, make_trial, positive, serve
+from benchmarks.cli import positive, serve
+from benchmarks.trials import add_task_options, choose_task, make_trial
 from optimizers import registry
 from testbed import compilation, devices, records
 from testbed.batch import run_batch, sharing_lessons

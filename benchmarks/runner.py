@@ -1,0 +1,127 @@
+"""Running trials: with progress, until they are done or interrupted; and the closing table."""
+
+import math
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from tqdm import tqdm
+
+from benchmarks.cli import Interrupted, command_line
+from benchmarks.loggers import Loggers
+from testbed import compilation, devices, records
+from testbed.trial import Progress, Trial, run
+
+
+def run_all(
+    trials: Sequence[Trial], out: Path, *, fresh: bool = False, log: Loggers | None = None
+) -> list[Path]:
+    """Runs the trials that are not finished, with progress on a terminal; the paths of all records.
+
+    Loggers are sent all records, also those of trials that were finished before.
+
+    Raises:
+      Interrupted: on the first SIGINT or SIGTERM, once the running trial has saved a checkpoint.
+    """
+    compilation.enable_cache()
+    command = command_line()
+    log = log or Loggers({}, out)
+    with interrupts() as interrupted:
+        for number, trial in enumerate(trials, start=1):
+            progress = run(trial, out, command=command, fresh=fresh)
+            label = f"{trial.task.name} {trial.optimizer.name} seed {trial.seed}"
+            if len(trials) > 1:
+                label = f"[{number}/{len(trials)}] {label}"
+            with log.following(trial.record_path(out)) as send, _bar(label, trial.total_steps) as show:
+                for at in progress:
+                    show(at)
+                    send(at.step)
+                    if devices.agree_any(interrupted()):
+                        progress.close()
+                        raise Interrupted(
+                            f"{label} at step {at.step} of {at.total_steps}; the same command resumes it"
+                        )
+                send(math.inf)
+    return [trial.record_path(out) for trial in trials]
+
+
+@contextmanager
+def _bar(label: str, total: int) -> Iterator[Callable[[Progress], None]]:
+    """A progress bar; yields what brings it up to date."""
+    shown = False
+    # None: shown on a terminal, silent in a pipe.
+    quiet = None if devices.is_first() else True
+    with tqdm(total=total, desc=label, unit="step", disable=quiet) as bar:
+
+        def show(at: Progress) -> None:
+            nonlocal shown
+            if not shown:  # set-up and what a resumed trial has are no speed
+                bar.initial = at.step
+                bar.unpause()
+            shown = True
+            bar.n = at.step
+            bar.set_postfix(
+                kl=_short(at.measurement.get("validation_kl")),
+                agree=_short(at.measurement.get("validation_agreement")),
+                train=f"{at.train_seconds:.1f}s",
+            )
+
+        yield show
+
+
+@contextmanager
+def interrupts() -> Iterator[Callable[[], bool]]:
+    """Inside, the first SIGINT or SIGTERM only makes the yielded function true; a second one ends."""
+    heard = False
+
+    def hear(number: int, frame: FrameType | None) -> None:
+        nonlocal heard
+        if heard:
+            raise KeyboardInterrupt
+        heard = True
+
+    before = {number: signal.signal(number, hear) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: heard
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def print_table(paths: Sequence[Path]) -> None:
+    """One line per record: how it ended, at what, and when it reached the target."""
+    if not devices.is_first():
+        return
+    head = ("optimizer", "seed", "status", "steps", "seconds", "KL", "agreement", "accuracy")
+    rows = [(*head, "steps to target", "record")]
+    target = ""
+    for path in paths:
+        record = records.read(path)
+        last, header = record.measurements[-1], record.header
+        metric, value, mode = header["target"].values()
+        target = f"{metric} {'<=' if mode == 'min' else '>='} {value:g}"
+        reached = records.first_reaching(record.measurements, header["target"])
+        rows.append(
+            (
+                header["optimizer"],
+                str(header["seed"]),
+                record.end["status"] if record.end else "interrupted",
+                str(record.end["step"] if record.end else last["step"]),
+                f"{last['train_seconds']:.1f}" if "train_seconds" in last else "-",
+                _short(last["validation_kl"]),
+                _short(last["validation_agreement"]),
+                _short(last["validation_accuracy"]),
+                str(reached["step"]) if reached else "not reached",
+                str(path),
+            )
+        )
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print(f"KL, agreement and accuracy on validation data; target: {target}")
+
+
+def _short(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
