@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from benchmarks.cli import INSTALLED, choose, serve
+from benchmarks.cli import INSTALLED, serve
 
 COMMANDS: Mapping[str, str] = {  # subcommand -> its module, which has main()
     "run": "benchmarks.run",

@@ -1,17 +1,15 @@
 """A command line: its parser, its errors in one line, its exit status, and what started it."""
 
 import argparse
-import difflib
 import shlex
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import NoReturn
 
 from testbed.errors import RequestError
 
-Value = TypeVar("Value")
 INSTALLED = "funmatch"  # the command of an installed package; its subcommands are the commands
 
 
@@ -61,20 +59,6 @@ def _ending(error: BaseException) -> tuple[int, str]:
     if isinstance(error, Interrupted | KeyboardInterrupt):
         return 130, f"interrupted{f': {error}' if str(error) else ''}"
     return 1, f"failed: {type(error).__name__}: {' '.join(str(error).split())[:500]}"
-
-
-def choose(option: str, name: str, among: Mapping[str, Value]) -> Value:
-    """among[name].
-
-    Raises:
-      RequestError: there is no such name; the message has the nearest and all others.
-    """
-    if name not in among:
-        near = difflib.get_close_matches(name, among, n=1, cutoff=0.0)[0]
-        raise RequestError(
-            f"{option} {name}: unknown; did you mean {near!r}? Choices: {', '.join(among)}"
-        )
-    return among[name]
 
 
 def positive(text: str) -> int:

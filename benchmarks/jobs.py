@@ -15,14 +15,14 @@ from tqdm import tqdm
 
 from benchmarks.cli import Interrupted
 from benchmarks.runner import interrupts
-from benchmarks.trials import choose_task, make_trial
+from benchmarks.trials import choose_problem, make_trial
 from optimizers import registry
 from optimizers.spec import Spec
-from testbed import compilation, devices, records
-from testbed.batch import run_batch, sharing_lessons
-from testbed.groups import TooLarge
-from testbed.tasks.task import Task
-from testbed.trial import Trial, is_finished, run
+from testbed import compilation_cache, devices, records
+from testbed.training.batch import iterate_batch, sharing_lessons
+from testbed.training.groups import TooLarge
+from testbed.problem.problem import Problem
+from testbed.training.trial import Trial, is_finished, iterate
 
 
 class Request(NamedTuple):
@@ -54,11 +54,10 @@ def make_trials(job: Job) -> list[Trial]:
     """
     if job.batched:
         devices.use_cores(job.task["devices"])
-    task = _task(tuple(sorted(job.task.items())))
+    problem = _problem(tuple(sorted(job.task.items())))
     return [
         make_trial(
-            task,
-            job.task["protocol"],
+            problem,
             _find(r.opt),
             r.steps,
             r.seed,
@@ -70,9 +69,9 @@ def make_trials(job: Job) -> list[Trial]:
 
 
 @functools.cache
-def _task(options: tuple[tuple[str, Any], ...]) -> Task:
-    """The same object each time: programs and data are kept by it."""
-    return choose_task(argparse.Namespace(**dict(options)))[0]
+def _problem(options: tuple[tuple[str, Any], ...]) -> Problem:
+    """The same object each time, with its data and programs."""
+    return choose_problem(argparse.Namespace(**dict(options))).problem
 
 
 def _find(opt: str) -> Spec:
@@ -98,14 +97,14 @@ def run_job(job: Job, progress: Callable[[], None] = lambda: None) -> None:
       Interrupted: on SIGINT or SIGTERM, once the running trial has saved a checkpoint.
       RequestError: a trial cannot be run.
     """
-    compilation.enable_cache()
+    compilation_cache.enable_cache()
     out, left = Path(job.out), make_trials(job)
     with interrupts() as interrupted:
         while left:
             for at in (steps := (_in_batches if job.batched else _in_turn)(left, out, job.command)):
                 del at
                 progress()
-                if devices.agree_any(interrupted()):
+                if devices.any_host(interrupted()):
                     steps.close()
                     raise Interrupted("the same command resumes it")
             left = [trial for trial in left if not _is_finished(trial, out)]
@@ -116,7 +115,7 @@ def run_job(job: Job, progress: Callable[[], None] = lambda: None) -> None:
 
 def _is_finished(trial: Trial, out: Path) -> bool:
     """Whether it is, as the host that writes sees it."""
-    return devices.agree_any(devices.is_first() and is_finished(trial.record_path(out)))
+    return devices.any_host(devices.is_first() and is_finished(trial.record_path(out)))
 
 
 def _in_turn(trials: Sequence[Trial], out: Path, command: str) -> Generator[Any]:
@@ -124,7 +123,7 @@ def _in_turn(trials: Sequence[Trial], out: Path, command: str) -> Generator[Any]
     for trial in trials:
         # Of several hosts, the others have given up.
         with suppress(*([records.Busy] if jax.process_count() == 1 else [])):
-            yield from run(trial, out, command=command)
+            yield from iterate(trial, out, command=command)
 
 
 def _in_batches(trials: Sequence[Trial], out: Path, command: str) -> Generator[Any]:
@@ -134,7 +133,7 @@ def _in_batches(trials: Sequence[Trial], out: Path, command: str) -> Generator[A
     while waiting:
         batch = waiting.pop(0)
         try:
-            yield from run_batch(batch, out, command=command)
+            yield from iterate_batch(batch, out, command=command)
         except TooLarge as error:
             tqdm.write(str(error), file=sys.stderr)
             if not error.fits:

@@ -16,8 +16,9 @@ from flax import linen as nn
 from jax import random
 
 from benchmarks.cli import Parser, add_debug_option, serve
-from testbed import teachers, views
-from testbed.data.digits import Data, Part
+from testbed import teachers
+from testbed.data import views
+from testbed.data.arrays import Data, Part
 from testbed.tasks import TASKS
 
 # Wider than the task's crops, so that the teacher's function is well defined all around them.
@@ -33,11 +34,12 @@ def main() -> None:
     add_debug_option(p)
     task = TASKS[p.parse_args().task]
     data = task.arrays()
-    for name in task.teachers:
-        network = teachers.TEACHERS[name].network
-        params = train(network, data, seed=zlib.crc32(name.encode()))
+    for teacher in task.teachers:
+        assert isinstance(teacher, teachers.NetworkTeacher)
+        network = teacher.network
+        params = train(network, data, seed=zlib.crc32(teacher.name.encode()))
         card = {
-            "image_shape": list(data.training.images.shape[1:]),
+            "image_shape": list(data.training.inputs.shape[1:]),
             "validation_accuracy": accuracy(network, params, data.validation),
             "test_accuracy": accuracy(network, params, data.test),
             "network": type(network).__name__,
@@ -49,8 +51,8 @@ def main() -> None:
             ),
             "data_sha256": data.sha256,
         }
-        teacher = teachers.save(name, params, card)
-        print(f"{name}: {dict(teacher.card)}")
+        weights = teachers.save(teacher, params, card)
+        print(f"{teacher.name}: {dict(weights.card)}")
 
 
 def train(network: nn.Module, data: Data, seed: int) -> dict[str, Any]:
@@ -81,7 +83,7 @@ def train(network: nn.Module, data: Data, seed: int) -> dict[str, Any]:
 
 def accuracy(network: nn.Module, params: dict[str, Any], part: Part) -> float:
     """Share of right answers on the central views."""
-    logits = network.apply({"params": params}, part.images)
+    logits = network.apply({"params": params}, part.inputs)
     return float(jnp.mean(jnp.argmax(jnp.asarray(logits), -1) == part.labels))
 
 

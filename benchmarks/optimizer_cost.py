@@ -26,17 +26,17 @@ import pandas as pd
 from jax import random
 from matplotlib import pyplot as plt
 
-from benchmarks.cli import Parser, add_debug_option, choose, positive, serve
+from benchmarks.cli import Parser, add_debug_option, positive, serve
 from benchmarks.flops import flops
 from benchmarks.trials import make_trial
 from optimizers import registry, shampoo
 from optimizers.parts import blocks
 from testbed import provenance
-from testbed.errors import RequestError
+from testbed.errors import RequestError, choose
 from testbed.models.bit import bit
-from testbed.resident import load_world
 from testbed.tasks import TASKS
-from testbed.world import make_keys
+from testbed.problem.lessons import make_keys
+from testbed.problem.problem import open_problem
 
 CYCLE = 20  # steps of a round: every optimizer renews within it all that it renews at all
 GRADIENTS = 4
@@ -78,8 +78,7 @@ def main() -> None:
 
 
 def _student(task: str) -> Any:
-    images = load_world(TASKS[task]).images[:1]
-    return jax.eval_shape(TASKS[task].student.init, random.key(0), images)["params"]
+    return jax.eval_shape(open_problem(TASKS[task]).init, random.key(0))
 
 
 R50X1 = bit("R50x1", 1000)

@@ -27,18 +27,17 @@ import jax
 import optax
 from jax import random
 
-from benchmarks.cli import Parser, add_debug_option, choose, positive, serve
+from benchmarks.cli import Parser, add_debug_option, positive, serve
 from benchmarks.trials import make_trial
 from optimizers import registry
-from testbed import compilation, devices, lessons, records
-from testbed.batch import run_batch
-from testbed.errors import RequestError
-from testbed.groups import compile_groups, compile_teach, needs
-from testbed.resident import load_world
+from testbed import compilation_cache, devices, records
+from testbed.training.batch import iterate_batch
+from testbed.errors import RequestError, choose
+from testbed.problem.problem import open_problem
 from testbed.tasks import TASKS
-from testbed.tasks.task import Task
-from testbed.trial import Trial, measured_steps, run
-from testbed.world import make_keys, make_lesson
+from testbed.training.groups import compile_groups, compile_lessons, needs
+from testbed.training.loop import due_steps
+from testbed.training.trial import Trial, iterate
 
 SIZES = (4, 16, 32)  # of batches
 
@@ -53,7 +52,7 @@ def main() -> None:
     p.add_argument("--batched", action="store_true", help="one trial alone against several in a batch")
     add_debug_option(p)
     args = p.parse_args()
-    compilation.enable_cache()
+    compilation_cache.enable_cache()
     if args.batched:
         devices.use_cores()
     for opt in args.opt or ["adam"]:
@@ -63,7 +62,7 @@ def main() -> None:
         for name in args.task or ["digits", "digits-resnet"]:
             task = choose("--task", name, {n: t for n, t in TASKS.items() if not t.streamed})
             steps = args.steps or next(iter(task.horizons.values()))
-            trial = make_trial(task, "function_matching", registry.find(opt), steps, 0, {})
+            trial = make_trial(open_problem(task), registry.find(opt), steps, 0, {})
             (compare_batches if args.batched else compare)(trial, args.rounds)
 
 
@@ -110,7 +109,8 @@ def compare_batches(trial: Trial, rounds: int) -> None:
         found = {0: timed_trial(trial)}
         for n in SIZES:
             with jax.set_mesh(mesh):
-                found[n], arrays = timed_batch(trial, n)
+                there = dataclasses.replace(trial, problem=open_problem(trial.task, trial.protocol))
+                found[n], arrays = timed_batch(there, n)
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
             memory.setdefault(n, f"{arrays / 1e6:.0f} MB, process {peak:.0f} MiB")
         if number:  # the first round warms up
@@ -147,13 +147,11 @@ def timed_batch(trial: Trial, n: int) -> tuple[float, int]:
         for i in range(n)
     ]
     with tempfile.TemporaryDirectory() as out:
-        for _ in run_batch(trials, Path(out)):
+        for _ in iterate_batch(trials, Path(out)):
             pass
         end = records.read(trials[0].record_path(Path(out))).end
     assert end is not None
-    _, lessons = compile_teach(
-        trial.task, trial.protocol, measured_steps(trial.task, trial.total_steps)[1]
-    )
+    _, lessons = compile_lessons(trial.problem, due_steps(trial.task, trial.total_steps)[1])
     groups, _ = compile_groups(trials, lessons)
     return float(end["ledger"]["train_s"]), sum(needs(groups, lessons)) * jax.device_count()
 
@@ -161,7 +159,7 @@ def timed_batch(trial: Trial, n: int) -> tuple[float, int]:
 def timed_trial(trial: Trial) -> float:
     """Seconds on the clock of a whole trial."""
     with tempfile.TemporaryDirectory() as out:
-        for _ in run(trial, Path(out)):
+        for _ in iterate(trial, Path(out)):
             pass
         end = records.read(trial.record_path(Path(out))).end
     assert end is not None
@@ -172,22 +170,23 @@ class HandWritten:
     """The same lessons and steps in one jitted loop, as one would write it for this task alone."""
 
     def __init__(self, trial: Trial) -> None:
-        self._world, self._keys, task = load_world(trial.task), make_keys(trial.seed), trial.task
+        problem = trial.problem
+        self._data, self._key = problem.source.data, trial.keys().lessons
         optimizer = trial.optimizer.build(trial.total_steps, **trial.optimizer.hyperparameters)
 
-        def loop(params: Any, opt_state: Any, steps: Any, world: Any, key: Any) -> Any:
+        def loop(params: Any, opt_state: Any, steps: Any, data: Any, key: Any) -> Any:
             def step(i: Any, carry: Any) -> Any:
                 params, opt_state, _ = carry
-                lesson = make_lesson(task, "function_matching", world, key, i)
-                # With its value, 2 % of a step on `digits`: a loop written by hand shows its loss.
-                value, grads = jax.value_and_grad(_loss)(params, lesson, task)
+                lesson = problem.make_lesson(data, key, i)
+                # With its value, 2 % of a step on `digits`: a loop written by hand would print its loss.
+                value, grads = jax.value_and_grad(problem.loss)(params, lesson)
                 updates, opt_state = optimizer.update(grads, opt_state, params)
                 return optax.apply_updates(params, updates), opt_state, value
 
             return jax.lax.fori_loop(0, steps, step, (params, opt_state, 0.0))
 
         self._loop = jax.jit(loop)
-        self._params = task.student.init(random.key(0), self._world.images[:1])["params"]
+        self._params = problem.init(random.key(0))
         self._opt_state = optimizer.init(self._params)
         self.run(1)  # compiles
 
@@ -195,13 +194,10 @@ class HandWritten:
         """Seconds for that many steps."""
         begun = time.perf_counter()
         jax.block_until_ready(
-            self._loop(self._params, self._opt_state, steps, self._world, self._keys.lessons)
+            self._loop(self._params, self._opt_state, steps, self._data, self._key)
         )
         return time.perf_counter() - begun
 
-
-def _loss(params: Any, lesson: lessons.Lesson, task: Task) -> Any:
-    return lessons.loss(lesson, task.student.apply({"params": params}, lesson.images))  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

@@ -15,15 +15,14 @@ import urllib.request
 
 from tqdm import tqdm
 
-from benchmarks.cli import Parser, add_debug_option, choose, invocation, serve
+from benchmarks.cli import Parser, add_debug_option, invocation, serve
 from benchmarks.trials import choose_precision
-from testbed import compilation, devices, places, teachers
-from testbed.errors import RequestError
-from testbed.lessons import PROTOCOLS
-from testbed.resident import load_exam
-from testbed.streamed import load_course
-from testbed.tasks import TASKS
-from testbed.tasks.task import Task
+from testbed import compilation_cache, devices, paths, teachers
+from testbed.errors import RequestError, choose
+from testbed.problem.protocols import PROTOCOLS
+from testbed.problem.problem import open_problem
+from testbed.tasks import find
+from testbed.problem.task import Task
 
 
 def main() -> None:
@@ -46,10 +45,10 @@ def main() -> None:
     p.add_argument("--check", action="store_true", help="only look for them")
     add_debug_option(p)
     args = p.parse_args()
-    task = choose("--task", args.task, TASKS)
+    task = find(args.task)
     if args.fetch:
-        for name in task.teachers:
-            fetch(name)
+        for teacher in task.teachers:
+            fetch(teacher)
     missing = [text for text in (check_data(task), *map(check_teacher, task.teachers)) if text]
     if missing:
         for text in missing:
@@ -57,23 +56,20 @@ def main() -> None:
         raise RequestError(f"--task {task.name}: {len(missing)} of its parts are missing, see above")
     if args.check:
         return
-    compilation.enable_cache()
+    compilation_cache.enable_cache()
     devices.use()
     task = dataclasses.replace(task, precision=choose_precision(args.precision, task))
-    if task.streamed:
-        load_course(task, args.protocol)
-    else:
-        load_exam(task, args.protocol)
+    open_problem(task, args.protocol).prepare()
     print(f"{task.name} is ready: {invocation('run')} --task {task.name} --opt adam")
 
 
-def fetch(name: str) -> None:
+def fetch(teacher: NetworkTeacher | ExactTeacher) -> None:
     """Gets a public teacher's checkpoint, whole or not at all, unless it is there.
 
     Raises:
       RequestError: it cannot be fetched, or not be written.
     """
-    source, folder = teachers.TEACHERS[name].public, places.checkpoints()
+    source, folder = getattr(teacher, "public", None), paths.checkpoints()
     if source is None or (folder / source.file).exists():
         return
     temporary = folder / f"{source.file}.part"
@@ -96,8 +92,8 @@ def fetch(name: str) -> None:
 def check_data(task: Task) -> str:
     """Reads the data set's first image; says what is missing, or nothing."""
     if not task.streamed:
-        task.arrays()
-        print(f"data of {task.name}: bundled")
+        task.data_sha256()  # reads them
+        print(f"data of {task.name}: {'generated' if task.generated else 'bundled'}")
         return ""
     try:
         opened = task.stream()()
@@ -108,18 +104,18 @@ def check_data(task: Task) -> str:
         for name, part in zip(("training", "validation", "test"), opened[:3], strict=True)
     )
     image, label = opened.training[0]
-    print(f"data set {opened.training.name}, in {places.data_sets()}: {sizes} images")
+    print(f"data set {opened.training.name}, in {paths.data_sets()}: {sizes} images")
     print(f"  the first has {image.shape[1]} x {image.shape[0]} pixels and label {label}")
     return ""
 
 
-def check_teacher(name: str) -> str:
+def check_teacher(teacher: NetworkTeacher | ExactTeacher) -> str:
     """Loads a teacher; says what is missing, or nothing."""
     try:
-        teacher = teachers.load(name)
+        weights = teachers.load(teacher)
     except RequestError as error:
         return str(error)
-    print(f"teacher {name}: {teacher.card['parameters']:,} parameters, SHA-256 {teacher.sha256}")
+    print(f"teacher {teacher.name}: {weights.card['parameters']:,} parameters, SHA-256 {weights.sha256}")
     return ""
 
 

@@ -24,20 +24,19 @@ from benchmarks.cli import (
     Interrupted,
     Parser,
     add_debug_option,
-    choose,
     command_line,
     positive,
     serve,
 )
 from benchmarks.runner import interrupts
-from benchmarks.trials import add_task_options, choose_task, hyperparameters, make_trial
+from benchmarks.trials import add_task_options, choose_problem, hyperparameters, make_trial
 from optimizers import registry
 from optimizers.spec import Spec
-from testbed import compilation, records
-from testbed.errors import RequestError
-from testbed.lessons import PROTOCOLS
-from testbed.tasks.task import Task
-from testbed.trial import Progress, Trial, run
+from testbed import compilation_cache, records
+from testbed.errors import RequestError, choose
+from testbed.problem.problem import Problem
+from testbed.training.loop import Progress
+from testbed.training.trial import Trial, iterate
 
 # Seconds of a turn. When the machine becomes slower or faster, one optimizer alone feels it for the rest
 # of its turn: with turns from one measurement to the next, that was most of the noise that remained.
@@ -54,10 +53,9 @@ def main() -> None:
         raise RequestError("--opt: a race needs two optimizers or more; give the baseline first")
     if args.hosts:
         raise RequestError(f"--hosts {args.hosts}: a race is on one machine; leave it out")
-    task, steps, published = choose_task(args)
-    choose("--protocol", args.protocol, PROTOCOLS)
+    problem, steps, published = choose_problem(args)
     lanes = make_lanes(args.opt, args.hp, published)
-    heats = make_heats(task, args.protocol, lanes, steps, range(args.seeds))
+    heats = make_heats(problem, lanes, steps, range(args.seeds))
     make_folder(args.report)
     run_race(heats, args.out, fresh=args.fresh)
     report(heats, args.out, args.report)
@@ -128,11 +126,11 @@ def make_lanes(
 
 
 def make_heats(
-    task: Task, protocol: str, lanes: Lanes, steps: int, seeds: Iterable[int]
+    problem: Problem, lanes: Lanes, steps: int, seeds: Iterable[int]
 ) -> list[dict[str, Trial]]:
     """For each seed, a trial in each lane."""
     return [
-        {lane: make_trial(task, protocol, spec, steps, seed, hp) for lane, (spec, hp) in lanes.items()}
+        {lane: make_trial(problem, spec, steps, seed, hp) for lane, (spec, hp) in lanes.items()}
         for seed in seeds
     ]
 
@@ -171,7 +169,7 @@ def run_race(heats: Sequence[Heat], out: Path, *, fresh: bool = False) -> None:
       RequestError: an optimizer fails on the student's parameters, or `out` cannot be written. No
         record is begun.
     """
-    compilation.enable_cache()
+    compilation_cache.enable_cache()
     for trial in heats[0].values():
         trial.compile()  # none starts before all can
     folder = race_folder(heats[0], out)
@@ -202,7 +200,7 @@ def run_heat(
         ]
         trials = [
             stack.enter_context(
-                closing(run(trial, folder / lane, command=command, fresh=fresh, dispatch=TURN))
+                closing(iterate(trial, folder / lane, command=command, fresh=fresh, longest=TURN))
             )
             for lane, trial in heat.items()
         ]
@@ -225,7 +223,7 @@ def interleave(trials: Sequence[Iterator[Progress]], first: int = 0) -> Iterator
     same steps at the same time.
 
     Args:
-      trials: from `testbed.trial.run`.
+      trials: from `testbed.training.trial.iterate`.
       first: the number, modulo theirs, of the one that goes first.
     """
     steps = dict.fromkeys(range(len(trials)), -1)  # of those that have not ended

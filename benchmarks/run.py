@@ -7,13 +7,20 @@ import argparse
 from pathlib import Path
 
 from benchmarks import loggers
-from benchmarks.cli import Parser, add_debug_option, choose, invocation, natural, positive, serve
+from benchmarks.cli import Parser, add_debug_option, invocation, natural, positive, serve
 from benchmarks.runner import print_table, run_all
-from benchmarks.trials import add_task_options, choose_task, hyperparameters, make_start, make_trial
+from benchmarks.trials import (
+    add_task_options,
+    choose_problem,
+    hyperparameters,
+    make_init,
+    make_trial,
+)
 from optimizers import registry
-from testbed.errors import RequestError
-from testbed.lessons import PROTOCOLS
+from testbed.errors import RequestError, choose
+from testbed.problem.protocols import PROTOCOLS
 from testbed.tasks import TASKS
+from testbed.training import diagnostics
 
 
 def main() -> None:
@@ -24,22 +31,22 @@ def main() -> None:
         return
     if not args.opt:
         raise RequestError("--opt: name at least one optimizer (--list shows all)")
-    task, steps, published = choose_task(args)
-    choose("--protocol", args.protocol, PROTOCOLS)
+    diagnose = diagnostics.choose(args.diagnose.split(",") if args.diagnose else [])
+    problem, steps, published = choose_problem(args)
     log = loggers.choose(args.log, args.out)
-    start = make_start(args)
-    lessons = args.lesson_seed
+    init = make_init(args)
     seeds = [args.seed] if args.seeds is None else list(range(args.seeds))
     specs = [registry.find(opt) for opt in args.opt]
     chosen = {
         spec.name: hyperparameters(spec, specs, args.hp, published.get(spec.name, {})) for spec in specs
     }
     trials = [
-        make_trial(task, args.protocol, spec, steps, seed, chosen[spec.name], start, lessons)
+        make_trial(problem, spec, steps, seed, chosen[spec.name], init, args.lesson_seed)
         for seed in seeds
         for spec in specs
     ]
-    print_table(run_all(trials, args.out, fresh=args.fresh, log=log))
+    options = {"fresh": args.fresh, "save_params": args.save_params, "diagnose": diagnose}
+    print_table(run_all(trials, args.out, log=log, **options))
     print(f"Figures: {invocation('report')} {args.out} --out report")
 
 
@@ -80,6 +87,17 @@ def parser() -> argparse.ArgumentParser:
         "--out", type=Path, default=Path("runs"), metavar="DIR", help="records; default: runs"
     )
     p.add_argument("--fresh", action="store_true", help="rerun trials, including finished ones")
+    p.add_argument(
+        "--save-params",
+        action="store_true",
+        help="write the final parameters beside each record, as an .npz that --init reads",
+    )
+    p.add_argument(
+        "--diagnose",
+        metavar="NAME[,NAME...]",
+        help="measure these too, off the clock: "
+        f"{', '.join((*diagnostics.DIAGNOSTICS, diagnostics.OWN))} (the optimizer's own counts)",
+    )
     loggers.add_option(p, "while trials run")
     p.add_argument("--list", action="store_true", help="show tasks, protocols and optimizers")
     add_debug_option(p)
@@ -98,7 +116,7 @@ def print_list() -> None:
     print("\nProtocols (--protocol)")
     width = max(map(len, PROTOCOLS)) + 2
     for name, protocol in PROTOCOLS.items():
-        print(f"  {name:{width}}{(protocol.__doc__ or '').splitlines()[0]}")
+        print(f"  {name:{width}}{(protocol.make_lesson.__doc__ or '').splitlines()[0]}")
     print("\nOptimizers (--opt); also a file with build(), optax.NAME, package.module:function")
     for spec in registry.registered().values():
         print(f"  {spec.name}: {spec.reference}")

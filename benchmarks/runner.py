@@ -6,31 +6,34 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from tqdm import tqdm
 
 from benchmarks.cli import Interrupted, command_line
 from benchmarks.loggers import Loggers
-from testbed import compilation, devices, records
-from testbed.trial import Progress, Trial, run
+from testbed import compilation_cache, devices, records
+from testbed.training.loop import Progress
+from testbed.training.trial import Trial, iterate
 
 
 def run_all(
-    trials: Sequence[Trial], out: Path, *, fresh: bool = False, log: Loggers | None = None
+    trials: Sequence[Trial], out: Path, *, log: Loggers | None = None, **options: Any
 ) -> list[Path]:
     """Runs the trials that are not finished, with progress on a terminal; the paths of all records.
 
-    Loggers are sent all records, also those of trials that were finished before.
+    Loggers are sent all records, also those of trials that were finished before; `options` are those of
+    `trial.iterate`.
 
     Raises:
       Interrupted: on the first SIGINT or SIGTERM, once the running trial has saved a checkpoint.
     """
-    compilation.enable_cache()
+    compilation_cache.enable_cache()
     command = command_line()
     log = log or Loggers({}, out)
     with interrupts() as interrupted:
         for number, trial in enumerate(trials, start=1):
-            progress = run(trial, out, command=command, fresh=fresh)
+            progress = iterate(trial, out, command=command, **options)
             label = f"{trial.task.name} {trial.optimizer.name} seed {trial.seed}"
             if len(trials) > 1:
                 label = f"[{number}/{len(trials)}] {label}"
@@ -38,7 +41,7 @@ def run_all(
                 for at in progress:
                     show(at)
                     send(at.step)
-                    if devices.agree_any(interrupted()):
+                    if devices.any_host(interrupted()):
                         progress.close()
                         raise Interrupted(
                             f"{label} at step {at.step} of {at.total_steps}; the same command resumes it"
@@ -110,9 +113,9 @@ def print_table(paths: Sequence[Path]) -> None:
                 record.end["status"] if record.end else "interrupted",
                 str(record.end["step"] if record.end else last["step"]),
                 f"{last['train_seconds']:.1f}" if "train_seconds" in last else "-",
-                _short(last["validation_kl"]),
-                _short(last["validation_agreement"]),
-                _short(last["validation_accuracy"]),
+                _short(last.get("validation_kl")),
+                _short(last.get("validation_agreement")),
+                _short(last.get("validation_accuracy")),
                 str(reached["step"]) if reached else "not reached",
                 str(path),
             )

@@ -17,6 +17,7 @@ from benchmarks.cli import Parser, add_debug_option, positive, serve
 from benchmarks.runner import run_all
 from benchmarks.trials import add_task_options, choose_task, make_trial
 from optimizers import registry
+from testbed.problem.problem import open_problem
 
 RISE = 1.05  # the lowest of a hundred noisy measurements lies a little below the last by chance
 
@@ -36,7 +37,7 @@ def main() -> None:
     task, steps, published = choose_task(args)
     spec = registry.find(args.opt)
     trials = [
-        make_trial(task, protocol, spec, steps, seed, published.get(spec.name, {}))
+        make_trial(open_problem(task, protocol), spec, steps, seed, published.get(spec.name, {}))
         for protocol in ("fixed_teacher", "function_matching")
         for seed in range(args.seeds)
     ]

@@ -27,7 +27,6 @@ from benchmarks import engines, loggers
 from benchmarks.cli import (
     Parser,
     add_debug_option,
-    choose,
     command_line,
     invocation,
     positive,
@@ -35,15 +34,14 @@ from benchmarks.cli import (
 )
 from benchmarks.jobs import Job, Request
 from benchmarks.runner import print_table
-from benchmarks.trials import add_task_options, choose_task, make_trial
+from benchmarks.trials import add_task_options, choose_problem, make_trial
 from optimizers import registry
 from optimizers.spec import Range, Spec
 from testbed import devices, records
-from testbed.batch import sharing_lessons
-from testbed.errors import RequestError
-from testbed.lessons import PROTOCOLS
-from testbed.tasks.task import Task
-from testbed.trial import Trial
+from testbed.training.batch import sharing_lessons
+from testbed.errors import RequestError, choose
+from testbed.problem.problem import Problem
+from testbed.training.trial import Trial
 
 TUNING_SEED = 2**31 - 1  # no `--seeds N` comes near it, nor
 FINAL_LESSONS = 2**31 - 2  # this one, of the lessons that final students share
@@ -55,8 +53,7 @@ LONGER = 3  # ruleset self: times the steps of a tuned trial, as in AlgoPerf's f
 class Field(NamedTuple):
     """The optimizers that are compared, and the task."""
 
-    task: Task
-    protocol: str
+    problem: Problem
     steps: int
     specs: Sequence[Spec]
     published: Mapping[str, Mapping[str, float]]  # optimizer -> what replaces its defaults
@@ -72,7 +69,7 @@ class Field(NamedTuple):
         """A trial of the field; with other steps, or lessons of another seed, where they are given."""
         hp = {**self.published.get(spec.name, {}), **point}
         return make_trial(
-            self.task, self.protocol, spec, steps or self.steps, seed, hp, lesson_seed=lesson_seed
+            self.problem, spec, steps or self.steps, seed, hp, lesson_seed=lesson_seed
         )
 
 
@@ -93,9 +90,8 @@ def main() -> None:
     if not args.no_batch and args.engine == "local":
         devices.use_cores(args.devices)
     here = {} if args.engine == "local" else {"devices": None}
-    task, steps, published = choose_task(argparse.Namespace(**{**vars(args), **here}))
-    choose("--protocol", args.protocol, PROTOCOLS)
-    field = Field(task, args.protocol, steps, [registry.find(opt) for opt in args.opt], published)
+    problem, steps, published = choose_problem(argparse.Namespace(**{**vars(args), **here}))
+    field = Field(problem, steps, [registry.find(opt) for opt in args.opt], published)
     refuse(field, args)
     args.trials = args.trials or (5 if args.ruleset == "external" else 16)
     args.seeds, args.studies = args.seeds or 5, args.studies or 5
@@ -148,6 +144,7 @@ def run_trials(
     options = {name: getattr(args, name) for name in names}
     # As decided here: a worker's devices may be of another kind than this machine's.
     options["precision"] = trials[0].task.precision
+    options["task"] = _absolute(args.task)
     batches = [[trial] for trial in trials] if args.no_batch else sharing_lessons(trials, size)
     jobs = [
         Job(

@@ -39,12 +39,12 @@ from benchmarks.cli import Parser, add_debug_option, natural, positive, serve
 from benchmarks.flops import flops
 from benchmarks.trials import add_task_options, choose_task
 from optimizers import registry
-from testbed import compilation, devices, provenance, teachers
+from testbed import compilation_cache, devices, provenance, teachers
 from testbed.data import crops, stream
 from testbed.errors import RequestError
 from testbed.lessons import Lesson
 from testbed.programs import State, compile_init, learn, make_functions
-from testbed.tasks.task import Task
+from testbed.problem.task import Task
 from testbed.world import World, make_keys, make_lesson, teach_all
 
 
@@ -54,7 +54,7 @@ def main() -> None:
     task, steps, _ = choose_task(args)
     if not task.streamed:
         raise RequestError(f"--task {task.name}: it has no stream; benchmarks/overhead.py measures it")
-    compilation.enable_cache()
+    compilation_cache.enable_cache()
     if args.data:
         measure_data(task, args.images, args.workers, args.rounds)
         return

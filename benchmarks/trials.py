@@ -4,24 +4,31 @@ import argparse
 import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
-from benchmarks.cli import choose, natural, positive
+from benchmarks.cli import natural, positive
 from optimizers import registry
 from optimizers.spec import Spec
-from testbed import devices, teachers
-from testbed.errors import RequestError
-from testbed.programs import Optimizer
-from testbed.tasks import LESSONS, TASKS, lessons_from
-from testbed.tasks.task import Task, has_precision
-from testbed.trial import Start, Trial
+from testbed import devices
+from testbed.errors import RequestError, choose
+from testbed.models.network import has_precision
+from testbed.problem.problem import Problem, open_problem
+from testbed.problem.task import Task
+from testbed.tasks import LESSONS, find, lessons_from
+from testbed.training.optimizer import from_spec
+from testbed.training.trial import InitCheckpoint, Trial
 
 
 def add_task_options(p: argparse.ArgumentParser, *, protocol: bool = True) -> None:
     """The options that say what is learned, and where; `choose_task` reads them."""
-    p.add_argument("--task", default="digits", metavar="NAME", help="default: %(default)s")
+    p.add_argument(
+        "--task",
+        default="digits",
+        metavar="NAME",
+        help="a registered name, or a file that defines TASK; default: %(default)s",
+    )
     if protocol:
         p.add_argument(
             "--protocol",
@@ -67,7 +74,7 @@ def choose_task(args: argparse.Namespace) -> tuple[Task, int, Mapping[str, Mappi
         raise RequestError("--processes, --process: they need --hosts HOST:PORT")
     if args.hosts:
         devices.connect(args.hosts, args.processes, args.process)
-    task = choose("--task", args.task, TASKS)
+    task = find(args.task)
     horizon = args.horizon or next(iter(task.horizons))
     steps = choose("--horizon", horizon, task.horizons)
     published = task.published.get(horizon)
@@ -88,8 +95,9 @@ def choose_precision(name: str, task: Task) -> str:
     Raises:
       RequestError: no network of the task can compute in it.
     """
-    networks = [task.student, *(teachers.TEACHERS[name].network for name in task.teachers)]
-    able = any(has_precision(network) for network in networks)
+    able = has_precision(task.student) or any(
+        teacher.precision("bfloat16") == "bfloat16" for teacher in task.teachers
+    )
     if name != "auto":
         if not able and name != task.precision:
             raise RequestError(
@@ -99,7 +107,25 @@ def choose_precision(name: str, task: Task) -> str:
     return "bfloat16" if able and jax.default_backend() != "cpu" else "float32"
 
 
-def make_start(args: argparse.Namespace) -> Start | None:
+class Choice(NamedTuple):
+    """What `choose_problem` returns."""
+
+    problem: Problem
+    steps: int
+    published: Mapping[str, Mapping[str, float]]  # optimizer -> hyperparameters
+
+
+def choose_problem(args: argparse.Namespace) -> Choice:
+    """As `choose_task`, with the protocol that `--protocol` names: a problem.
+
+    Raises:
+      RequestError: as `choose_task`; or the task has not what the protocol needs.
+    """
+    task, steps, published = choose_task(args)
+    return Choice(open_problem(task, args.protocol), steps, published)
+
+
+def make_init(args: argparse.Namespace) -> InitCheckpoint | None:
     """The checkpoint that `--init` names.
 
     Raises:
@@ -114,7 +140,7 @@ def make_start(args: argparse.Namespace) -> Start | None:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise RequestError(f"--init {args.init}: cannot be read ({error.strerror})") from error
-    return Start(args.init, sha256, args.fresh_head)
+    return InitCheckpoint(args.init, sha256, args.fresh_head)
 
 
 def hyperparameters(
@@ -145,41 +171,13 @@ def hyperparameters(
 
 
 def make_trial(
-    task: Task,
-    protocol: str,
+    problem: Problem,
     spec: Spec,
     total_steps: int,
     seed: int,
     hp: Mapping[str, Any],
-    start: Start | None = None,
+    init: InitCheckpoint | None = None,
     lesson_seed: int | None = None,
 ) -> Trial:
-    """A trial.
-
-    Args:
-      task: what is learned.
-      protocol: how a batch becomes a lesson.
-      spec: the optimizer.
-      total_steps: of the trial.
-      seed: of the trial.
-      hp: values that replace the optimizer's defaults.
-      start: a checkpoint instead of random weights.
-      lesson_seed: of its lessons, if it is not `seed`.
-
-    Raises:
-      RequestError: the protocol needs labels, and the task's lessons have none.
-    """
-    if protocol == "labels" and not task.own_lessons:
-        raise RequestError(
-            f"--protocol labels: the lessons of {task.name} are from other data, whose labels are not "
-            "the task's; choose a protocol with a teacher"
-        )
-    optimizer = Optimizer(
-        name=spec.name,
-        build=spec.build,
-        hyperparameters=registry.defaults(spec) | dict(hp),
-        sha256=registry.source_sha256(spec),
-        eval_params=spec.eval_params,
-        vectorizes=spec.vmappable,
-    )
-    return Trial(task, protocol, optimizer, total_steps, seed, start, lesson_seed)
+    """A trial of an optimizer's SPEC; `hp` replace its defaults, the rest is as in `Trial`."""
+    return Trial(problem, from_spec(spec, hp), total_steps, seed, lesson_seed, init)

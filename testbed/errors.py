@@ -1,5 +1,31 @@
-"""The one error that a command turns into one line and exit status 2."""
+"""The one error that a command turns into one line and exit status 2, and the commonest reason for it."""
+
+import difflib
+from collections.abc import Mapping
+from typing import TypeVar
+
+Value = TypeVar("Value")
 
 
 class RequestError(ValueError):
-    """What was asked for cannot be done; the message names the value and the way out, in one line."""
+    """An invalid request; the message names the value and how to fix it, in one line."""
+
+
+def choose(option: str, name: str, among: Mapping[str, Value], otherwise: str = "") -> Value:
+    """among[name].
+
+    Args:
+      option: that `name` was given to, such as "--task".
+      name: what was asked for.
+      among: the choices.
+      otherwise: what could be given instead of a name.
+
+    Raises:
+      RequestError: there is no such name; the message has the nearest and all others.
+    """
+    if name not in among:
+        near = difflib.get_close_matches(name, among, n=1, cutoff=0.0)[0]
+        raise RequestError(
+            f"{option} {name}: unknown; did you mean {near!r}? Choices: {', '.join(among)}{otherwise}"
+        )
+    return among[name]

@@ -110,6 +110,6 @@ def test_an_optimizers_own_counts_are_those_of_its_state(tiny, tmp_path):
 
 
 def test_an_unknown_diagnostic_is_refused():
-    with pytest.raises(RequestError, match="--diagnose norm: unknown; choose from grad_norm"):
+    with pytest.raises(RequestError, match="--diagnose norm: unknown; did you mean 'grad_norm'"):
         diagnostics.choose(["norm"])
     assert diagnostics.choose(["grad_norm", "grad_norm"]) == ("grad_norm",)

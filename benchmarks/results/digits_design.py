@@ -20,8 +20,9 @@ from optimizers import registry
 from testbed import records
 from testbed.models.mlp import MLP
 from testbed.tasks import TASKS
-from testbed.tasks.task import Task
-from testbed.views import AffineCrop
+from testbed.problem.problem import open_problem
+from testbed.problem.task import Task
+from testbed.data.views import AffineCrop
 
 LEARNING_RATES = (0.0075, 0.015)
 DIGITS = TASKS["digits"]
@@ -32,7 +33,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "temperature 4": {"temperature": 4.0},
     "student 2 x 256": {"student": MLP(widths=(256,) * 2, classes=10)},
     "batch 128": {"batch_size": 128},
-    "wide crops": {"crop": WIDE},
+    "wide crops": {"augment": WIDE},
 }
 
 
@@ -59,7 +60,7 @@ def best(task: Task, opt: str, horizon: str, out: Path) -> float:
     """The lowest final validation KL over the learning rates."""
     spec, steps = registry.find(opt), task.horizons[horizon]
     trials = [
-        make_trial(task, "function_matching", spec, steps, 0, {"learning_rate": rate})
+        make_trial(open_problem(task), spec, steps, 0, {"learning_rate": rate})
         for rate in LEARNING_RATES
     ]
     ends = [records.read(path).measurements[-1]["validation_kl"] for path in run_all(trials, out)]
@@ -69,8 +70,7 @@ def best(task: Task, opt: str, horizon: str, out: Path) -> float:
 def fixed_teacher(task: Task, out: Path) -> tuple[float, float]:
     """Held-out KL, and KL to its own lessons, at the end of the medium horizon."""
     trial = make_trial(
-        task,
-        "fixed_teacher",
+        open_problem(task, "fixed_teacher"),
         registry.find("adam"),
         task.horizons["medium"],
         0,

@@ -16,7 +16,7 @@ from analysis.statistics import race as statistics
 from analysis.statistics import ratio
 from benchmarks.cli import positive, serve
 from benchmarks.race import make_heats, make_lanes, measure, run_race
-from benchmarks.trials import add_task_options, choose_task
+from benchmarks.trials import add_task_options, choose_problem
 from testbed.errors import RequestError
 
 TABLE = Path(__file__).with_suffix(".csv")
@@ -37,12 +37,12 @@ def main() -> None:
     args = p.parse_args()
     if args.hosts:
         raise RequestError(f"--hosts {args.hosts}: a race is on one machine; leave it out")
-    task, steps, published = choose_task(args)
+    problem, steps, published = choose_problem(args)
     lanes = make_lanes([args.opt] * 2, [], published)
     rows = []
     for number in range(args.races):
         seeds = range(number * args.seeds, (number + 1) * args.seeds)
-        heats = make_heats(task, args.protocol, lanes, steps, seeds)
+        heats = make_heats(problem, lanes, steps, seeds)
         run_race(heats, args.out)
         baseline, rival = lanes
         table = statistics.pairs(measure(heats, args.out), baseline)

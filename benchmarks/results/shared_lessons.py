@@ -17,8 +17,8 @@ from scipy import stats
 from benchmarks.cli import positive, serve
 from benchmarks.trials import add_task_options, choose_task, make_trial
 from optimizers import registry
-from testbed import compilation, devices, records
-from testbed.batch import run_batch, sharing_lessons
+from testbed import compilation_cache, devices, records
+from testbed.training.batch import iterate_batch, sharing_lessons
 
 TABLE = Path(__file__).with_suffix(".csv")
 FIRST, LESSONS = 100, 77  # seeds that nothing was tuned on
@@ -32,7 +32,7 @@ def main() -> None:
     p.add_argument("--debug", action="store_true", help="show the traceback of an error")
     add_task_options(p)
     args = p.parse_args()
-    compilation.enable_cache()
+    compilation_cache.enable_cache()
     devices.use_cores(args.devices)
     task, steps, _ = choose_task(args)
     trials = [
@@ -44,7 +44,7 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as out:
         for batch in sharing_lessons(trials, 64):
-            for _ in run_batch(batch, Path(out)):
+            for _ in iterate_batch(batch, Path(out)):
                 pass
         for trial in trials:
             record = records.read(trial.record_path(Path(out)))

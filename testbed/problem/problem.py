@@ -12,7 +12,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from testbed import devices, teachers
-from testbed.errors import RequestError
+from testbed.errors import RequestError, choose
 from testbed.models import network
 from testbed.problem import evaluation, generated, in_memory, protocols, streaming
 from testbed.problem.evaluation import EvalData, Evaluate, HeldOut, Student
@@ -64,6 +64,15 @@ class Problem:
         """Scores by name, such as "validation_kl"; see `evaluation.evaluate`."""
         return {name: float(score) for name, score in self._evaluate(params).items()}
 
+    def make_lesson(self, data: TrainingData, key: Array, step: Array) -> Lesson:
+        """The lesson of a step, from the data and the key that `lesson` looks up. Traceable."""
+        return make_lesson(self.task, self.protocol, data, key, step)
+
+    def prepare(self) -> None:
+        """Computes now what is computed once and kept, such as the teachers' logits of held-out data."""
+        if self.eval_data is None:
+            self._streamed_eval  # noqa: B018
+
     # What the training room needs beside.
 
     @functools.cached_property
@@ -89,8 +98,8 @@ class Problem:
     @functools.cached_property
     def lesson_shapes(self) -> Lesson:
         """Shapes of a lesson's arrays."""
-        make = functools.partial(make_lesson, self.task, self.protocol)
-        return jax.eval_shape(make, self.source.data, make_keys(0).lessons, jnp.int32(0))
+        key = make_keys(0).lessons
+        return jax.eval_shape(self.make_lesson, self.source.data, key, jnp.int32(0))
 
     def init_with(self, student: nn.Module, key: Array) -> Params:
         """First weights of a student, from the shape and dtype of what it sees. Traceable."""
@@ -137,7 +146,7 @@ class Problem:
 
     @functools.cached_property
     def _lesson(self) -> Any:
-        return jax.jit(functools.partial(make_lesson, self.task, self.protocol))
+        return jax.jit(self.make_lesson)
 
     @functools.cached_property
     def _evaluate(self) -> Evaluate:
@@ -162,9 +171,7 @@ def open_problem(task: Task, protocol: str = "function_matching") -> Problem:
 
 @functools.lru_cache(maxsize=16)
 def _open(task: Task, protocol: str, mesh: Mesh | None) -> Problem:
-    if protocol not in PROTOCOLS:
-        raise RequestError(f"protocol {protocol}: unknown; choose one of {', '.join(PROTOCOLS)}")
-    for need in sorted(PROTOCOLS[protocol].needs & REASONS.keys()):
+    for need in sorted(choose("--protocol", protocol, PROTOCOLS).needs & REASONS.keys()):
         if not _has(task, need):
             raise RequestError(
                 f"--protocol {protocol}: not for {task.name}: {REASONS[need]}; choose one of "

@@ -1,7 +1,6 @@
 """TASKS by name, and tasks that users bring. The shared tests run on every task registered here."""
 
 import dataclasses
-import difflib
 import functools
 import hashlib
 from collections.abc import Callable, Mapping
@@ -11,7 +10,7 @@ from testbed import plugins
 from testbed.data import photographs
 from testbed.data.arrays import Data, Generated, Part
 from testbed.data.tfds import Stream
-from testbed.errors import RequestError
+from testbed.errors import RequestError, choose
 from testbed.problem.task import Task
 from testbed.tasks import digits, paper
 
@@ -84,14 +83,8 @@ def find(name: str) -> Task:
     Raises:
       RequestError: there is none; the message has the nearest name, or says what is wrong with the file.
     """
-    if name in TASKS:
-        return TASKS[name]
     if not (name.endswith(".py") or "/" in name):
-        near = difflib.get_close_matches(name, TASKS, n=1, cutoff=0.0)[0]
-        raise RequestError(
-            f"--task {name}: unknown; did you mean {near!r}? Choices: {', '.join(TASKS)}; or a file "
-            "(my_task.py) that defines TASK"
-        )
+        return choose("--task", name, TASKS, "; or a file (my_task.py) that defines TASK")
     module = plugins.load_file("--task", name)
     task = getattr(module, "TASK", None)
     if not isinstance(task, Task):

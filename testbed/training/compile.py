@@ -12,7 +12,7 @@ from jax import Array, random
 from testbed import devices
 from testbed.models import network as networks
 from testbed.problem.evaluation import Evaluate, Student
-from testbed.problem.lessons import Keys, Params, TrainingData, make_keys, make_lesson
+from testbed.problem.lessons import Keys, Params, TrainingData, make_keys
 from testbed.problem.problem import Problem
 from testbed.training.optimizer import (
     Build,
@@ -122,7 +122,7 @@ class Functions(NamedTuple):
 def make_functions(key: ProgramKey, *, checkpointed: bool = False) -> Functions:
     """A trial's functions; `checkpointed`: the student's activations are computed twice."""
     problem = key.problem
-    task, protocol = problem.task, problem.protocol
+    distance = problem.task.distance
     network = problem.network.clone(checkpoint=True) if checkpointed else problem.network
     student = functools.partial(networks.apply, network)
 
@@ -132,10 +132,10 @@ def make_functions(key: ProgramKey, *, checkpointed: bool = False) -> Functions:
         return State(jnp.int32(0), params, opt_state, jnp.float32(0), jnp.bool(True))
 
     def step(state: State, data: TrainingData, keys: Keys, hp: Mapping[str, Any]) -> tuple[State, Info]:
-        lesson = make_lesson(task, protocol, data, keys.lessons, state.step)
+        lesson = problem.make_lesson(data, keys.lessons, state.step)
         step_key = random.fold_in(keys.optimizer, state.step)
         optimizer = key.make_optimizer(hp)
-        return train_step(state, lesson, step_key, task.distance, student, optimizer)
+        return train_step(state, lesson, step_key, distance, student, optimizer)
 
     def advance(
         state: State, stop: Array, data: TrainingData, keys: Keys, hp: Mapping[str, Any]

@@ -15,9 +15,9 @@ from jax import Array, random
 from jax.flatten_util import ravel_pytree
 
 from testbed import devices
-from testbed.errors import RequestError
+from testbed.errors import choose as choose_name
 from testbed.problem import protocols
-from testbed.problem.lessons import Keys, Params, TrainingData, make_lesson
+from testbed.problem.lessons import Keys, Params, TrainingData
 from testbed.training.compile import ProgramKey, make_functions
 from testbed.training.step import Info, State
 
@@ -91,10 +91,7 @@ def choose(names: Sequence[str]) -> tuple[str, ...]:
       RequestError: one of them is unknown.
     """
     for name in names:
-        if name not in (*DIAGNOSTICS, OWN):
-            raise RequestError(
-                f"--diagnose {name}: unknown; choose from {', '.join((*DIAGNOSTICS, OWN))}"
-            )
+        choose_name("--diagnose", name, dict.fromkeys((*DIAGNOSTICS, OWN)))
     return tuple(dict.fromkeys(names))
 
 
@@ -117,13 +114,14 @@ def make_diagnose(
       own: opt_state -> the optimizer's own counts, recorded as optimizer_<name>.
       checkpointed: as in `make_functions`.
     """
-    functions, task = make_functions(key, checkpointed=checkpointed), key.problem.task
+    functions, problem = make_functions(key, checkpointed=checkpointed), key.problem
 
     def diagnose(state: State, data: TrainingData, keys: Keys, hp: Any) -> dict[str, Array]:
-        lesson = make_lesson(task, key.problem.protocol, data, keys.lessons, state.step)
+        lesson = problem.make_lesson(data, keys.lessons, state.step)
 
         def loss(params: Params) -> Array:
-            return protocols.loss(task.distance, lesson, functions.student(params, lesson.inputs))
+            logits = functions.student(params, lesson.inputs)
+            return protocols.loss(problem.task.distance, lesson, logits)
 
         moment = Moment(state, functions.step(state, data, keys, hp)[1], loss)
         values: dict[str, Array] = {}

@@ -19,7 +19,7 @@ from jax import Array, lax, random
 from testbed import devices
 from testbed.errors import RequestError
 from testbed.problem.evaluation import EvalData, Student, evaluate
-from testbed.problem.lessons import Keys, Params, TrainingData, make_keys, make_lesson, split_seeds
+from testbed.problem.lessons import Keys, Params, TrainingData, make_keys, split_seeds
 from testbed.problem.problem import Problem
 from testbed.problem.protocols import Lesson
 from testbed.training.compile import ProgramKey, make_functions, program_key
@@ -95,7 +95,7 @@ def compile_lessons(problem: Problem, longest: int) -> tuple[Any, Lesson]:
       data, key of lessons, first step -> lessons [k]; and the shapes of those.
     """
     data, key, everywhere = problem.source.data, make_keys(0).lessons, devices.replicated()
-    one, make = problem.lesson_shapes, functools.partial(make_lesson, problem.task, problem.protocol)
+    one, make = problem.lesson_shapes, problem.make_lesson
     count = 1 if problem.task.streamed else max(1, min(longest, LESSON_BYTES // _bytes(one)))
 
     def lessons(data: TrainingData, key: Array, first: Array) -> Lesson:
