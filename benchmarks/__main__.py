@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from benchmarks.cli import INSTALLED, serve
+from testbed.errors import choose
 
 COMMANDS: Mapping[str, str] = {  # subcommand -> its module, which has main()
     "run": "benchmarks.run",

@@ -19,9 +19,9 @@ from benchmarks.trials import choose_problem, make_trial
 from optimizers import registry
 from optimizers.spec import Spec
 from testbed import compilation_cache, devices, records
+from testbed.problem.problem import Problem
 from testbed.training.batch import iterate_batch, sharing_lessons
 from testbed.training.groups import TooLarge
-from testbed.problem.problem import Problem
 from testbed.training.trial import Trial, is_finished, iterate
 
 

@@ -34,9 +34,9 @@ from optimizers.parts import blocks
 from testbed import provenance
 from testbed.errors import RequestError, choose
 from testbed.models.bit import bit
-from testbed.tasks import TASKS
 from testbed.problem.lessons import make_keys
 from testbed.problem.problem import open_problem
+from testbed.tasks import TASKS
 
 CYCLE = 20  # steps of a round: every optimizer renews within it all that it renews at all
 GRADIENTS = 4
@@ -174,9 +174,10 @@ def free_of_cost(grads: Any, params: Any, key: Any) -> dict[str, Any]:
 
 def whole_steps(task: str, names: Sequence[str], rounds: int) -> dict[str, float]:
     """Optimizer -> median seconds of a training step of a task."""
-    world, running = load_world(TASKS[task]), {}
+    problem, running = open_problem(TASKS[task]), {}
+    data = problem.source.data
     for name in names:
-        trial = make_trial(TASKS[task], "function_matching", registry.find(name), 1000, 0, {})
+        trial = make_trial(problem, registry.find(name), 1000, 0, {})
         programs, hp = trial.compile(), trial.optimizer.hyperparameters
         traced = {key: np.float32(hp[key]) for key in programs.hyperparameters}
         running[name] = (programs, traced, programs.init(make_keys(0), traced, None))
@@ -185,7 +186,7 @@ def whole_steps(task: str, names: Sequence[str], rounds: int) -> dict[str, float
         for name, (programs, traced, state) in running.items():
             stop = np.int32((number + 1) * 2 * CYCLE)
             begun = time.perf_counter()
-            state = jax.block_until_ready(programs.advance(state, stop, world, make_keys(0), traced))
+            state = jax.block_until_ready(programs.advance(state, stop, data, make_keys(0), traced))
             if number:
                 seconds[name].append((time.perf_counter() - begun) / (2 * CYCLE))
             running[name] = (programs, traced, state)

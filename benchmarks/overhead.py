@@ -31,10 +31,10 @@ from benchmarks.cli import Parser, add_debug_option, positive, serve
 from benchmarks.trials import make_trial
 from optimizers import registry
 from testbed import compilation_cache, devices, records
-from testbed.training.batch import iterate_batch
 from testbed.errors import RequestError, choose
 from testbed.problem.problem import open_problem
 from testbed.tasks import TASKS
+from testbed.training.batch import iterate_batch
 from testbed.training.groups import compile_groups, compile_lessons, needs
 from testbed.training.loop import due_steps
 from testbed.training.trial import Trial, iterate
@@ -193,11 +193,8 @@ class HandWritten:
     def run(self, steps: int) -> float:
         """Seconds for that many steps."""
         begun = time.perf_counter()
-        jax.block_until_ready(
-            self._loop(self._params, self._opt_state, steps, self._data, self._key)
-        )
+        jax.block_until_ready(self._loop(self._params, self._opt_state, steps, self._data, self._key))
         return time.perf_counter() - begun
-
 
 
 if __name__ == "__main__":

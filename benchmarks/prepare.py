@@ -18,11 +18,12 @@ from tqdm import tqdm
 from benchmarks.cli import Parser, add_debug_option, invocation, serve
 from benchmarks.trials import choose_precision
 from testbed import compilation_cache, devices, paths, teachers
-from testbed.errors import RequestError, choose
-from testbed.problem.protocols import PROTOCOLS
+from testbed.errors import RequestError
 from testbed.problem.problem import open_problem
-from testbed.tasks import find
+from testbed.problem.protocols import PROTOCOLS
 from testbed.problem.task import Task
+from testbed.tasks import find
+from testbed.teachers import ExactTeacher, NetworkTeacher
 
 
 def main() -> None:

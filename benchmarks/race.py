@@ -33,7 +33,7 @@ from benchmarks.trials import add_task_options, choose_problem, hyperparameters,
 from optimizers import registry
 from optimizers.spec import Spec
 from testbed import compilation_cache, records
-from testbed.errors import RequestError, choose
+from testbed.errors import RequestError
 from testbed.problem.problem import Problem
 from testbed.training.loop import Progress
 from testbed.training.trial import Trial, iterate

@@ -17,7 +17,7 @@ from benchmarks.trials import (
     make_trial,
 )
 from optimizers import registry
-from testbed.errors import RequestError, choose
+from testbed.errors import RequestError
 from testbed.problem.protocols import PROTOCOLS
 from testbed.tasks import TASKS
 from testbed.training import diagnostics

@@ -38,9 +38,9 @@ from benchmarks.trials import add_task_options, choose_problem, make_trial
 from optimizers import registry
 from optimizers.spec import Range, Spec
 from testbed import devices, records
-from testbed.training.batch import sharing_lessons
-from testbed.errors import RequestError, choose
+from testbed.errors import RequestError
 from testbed.problem.problem import Problem
+from testbed.training.batch import sharing_lessons
 from testbed.training.trial import Trial
 
 TUNING_SEED = 2**31 - 1  # no `--seeds N` comes near it, nor
@@ -68,9 +68,7 @@ class Field(NamedTuple):
     ) -> Trial:
         """A trial of the field; with other steps, or lessons of another seed, where they are given."""
         hp = {**self.published.get(spec.name, {}), **point}
-        return make_trial(
-            self.problem, spec, steps or self.steps, seed, hp, lesson_seed=lesson_seed
-        )
+        return make_trial(self.problem, spec, steps or self.steps, seed, hp, lesson_seed=lesson_seed)
 
 
 Run = Callable[[Sequence[Trial], Path], None]  # runs unfinished trials, into a folder of records

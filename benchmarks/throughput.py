@@ -40,12 +40,16 @@ from benchmarks.flops import flops
 from benchmarks.trials import add_task_options, choose_task
 from optimizers import registry
 from testbed import compilation_cache, devices, provenance, teachers
-from testbed.data import crops, stream
+from testbed.data import crops, loader, tfds
 from testbed.errors import RequestError
-from testbed.lessons import Lesson
-from testbed.programs import State, compile_init, learn, make_functions
+from testbed.problem.lessons import TrainingData, make_keys, teacher_logits
+from testbed.problem.problem import Problem
+from testbed.problem.protocols import Lesson
+from testbed.problem.source import Source, always
 from testbed.problem.task import Task
-from testbed.world import World, make_keys, make_lesson, teach_all
+from testbed.training.compile import compile_init, make_functions, program_key
+from testbed.training.optimizer import all_static, from_spec
+from testbed.training.step import State, train_step
 
 
 def main() -> None:
@@ -110,66 +114,62 @@ class Row(NamedTuple):
     flops: float
 
 
+class Piece(NamedTuple):
+    """A function with its arguments, and the FLOPs of its products."""
+
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    flops: float
+
+
+def make_pieces(problem: Problem, opt: str, total_steps: int) -> dict[str, Piece]:
+    """A task's whole step as a trial takes it, and its parts."""
+    task, own = problem.task, from_spec(registry.find(opt))
+    key = program_key(problem, own, total_steps, all_static(own), from_init=False)
+    functions, keys, data = make_functions(key), make_keys(0), problem.source.data
+    lesson = jax.jit(problem.make_lesson)(data, keys.lessons, jnp.int32(0))
+    state = compile_init(functions.init, keys, {}, None)(keys, {}, None)
+    grads = jax.tree.map(jnp.ones_like, state.params)
+    sgd = optax.with_extra_args_support(optax.sgd(1e-3))
+
+    def whole(state: State, data: TrainingData) -> State:
+        return functions.step(state, data, keys, {})[0]
+
+    def student(params: Any, lesson: Lesson) -> Any:
+        # SGD's update is next to nothing; without one, XLA would drop the gradient.
+        start = State(jnp.int32(0), params, sgd.init(params), jnp.float32(0), jnp.bool(True))
+        step = (keys.optimizer, task.distance, functions.student, sgd)
+        return train_step(start, lesson, *step)[0].params
+
+    def optimizer(grads: Any, state: State) -> Any:
+        extra = {"key": keys.optimizer}
+        return key.make_optimizer({}).update(grads, state.opt_state, state.params, **extra)
+
+    def teacher(params: Any, views: Any) -> Any:
+        return teacher_logits(task, params, views)
+
+    taught = matrix_flops(teacher, data.teachers, lesson.inputs)
+    learned = 3 * matrix_flops(functions.student, state.params, lesson.inputs)
+    pieces = {
+        "whole step": Piece(whole, (state, data), taught + learned),
+        "teacher": Piece(teacher, (data.teachers, lesson.inputs), taught),
+        "student": Piece(student, (state.params, lesson), learned),
+    }
+    if opt not in ("sam", "lbfgs", "sgd_line_search", "sophia"):  # they compute more gradients
+        cost = matrix_flops(optimizer, grads, state)
+        pieces["optimizer"] = Piece(optimizer, (grads, state), cost)
+    return pieces
+
+
 class Measured:
     """The pieces of a task's step, compiled."""
 
     def __init__(self, task: Task, opt: str, total_steps: int) -> None:
         self.task = task
-        spec = registry.find(opt)
-        network = task.in_precision(task.student)
-
-        def make_optimizer(hp: Any) -> optax.GradientTransformationExtraArgs:
-            return optax.with_extra_args_support(spec.build(total_steps, **hp))
-
-        functions = make_functions(task, "function_matching", network, make_optimizer)
-        keys = make_keys(0)
-        self.world = synthetic_world(task)
-        image_shape = task.stream().image_shape
-
-        def init(keys: Any, hp: Any, start: Any) -> State:
-            return functions.init(image_shape, keys, hp, start)
-
-        state = compile_init(init, keys, {}, None)(keys, {}, None)
-        views = self.world.images.astype(jnp.float32) / 127.5 - 1
-        logits = jax.jit(lambda p, x: teach_all(task, p, x))(self.world.teachers, views)
-        lesson = Lesson(views, logits, jnp.float32(task.temperature))
-        grads = jax.tree.map(jnp.ones_like, state.params)
-        sgd = optax.with_extra_args_support(optax.sgd(1e-3))
-
-        def whole(state: State, world: World) -> State:
-            lesson = make_lesson(task, "function_matching", world, keys.lessons, state.step)
-            return learn(state, lesson, keys.optimizer, functions.student, make_optimizer({}))
-
-        def student(params: Any, lesson: Lesson) -> Any:
-            # SGD's update is next to nothing; without one, XLA would drop the gradient.
-            start = State(jnp.int32(0), params, sgd.init(params), jnp.float32(0), jnp.bool(True))
-            return learn(start, lesson, keys.optimizer, functions.student, sgd).params
-
-        def optimizer(grads: Any, state: State) -> Any:
-            return make_optimizer({}).update(grads, state.opt_state, state.params, key=keys.optimizer)
-
-        def teacher(params: Any, views: Any) -> Any:
-            return teach_all(task, params, views)
-
-        def forward(params: Any, views: Any) -> Any:
-            return functions.student(params, views)
-
-        def of_teachers() -> float:
-            return matrix_flops(teacher, self.world.teachers, views)
-
-        student_flops = 3 * matrix_flops(forward, state.params, views)
-        self.state = state
-        self.pieces: dict[str, tuple[Callable[..., Any], tuple[Any, ...], float]] = {
-            "whole step": (whole, (state, self.world), of_teachers() + student_flops),
-            "teacher": (teacher, (self.world.teachers, views), of_teachers()),
-            "student": (student, (state.params, lesson), student_flops),
-        }
-        if opt not in ("sam", "lbfgs", "sgd_line_search", "sophia"):  # they ask for more gradients
-            cost = matrix_flops(optimizer, grads, state)
-            self.pieces["optimizer"] = (optimizer, (grads, state), cost)
+        self.pieces = make_pieces(synthetic_problem(task), opt, total_steps)
         self.programs = {
-            name: jax.jit(f).lower(*arguments).compile()
-            for name, (f, arguments, _) in self.pieces.items()
+            name: jax.jit(piece.function).lower(*piece.arguments).compile()
+            for name, piece in self.pieces.items()
         }
         self.peak = matrix_peak(jnp.dtype(task.precision)) * jax.device_count()
 
@@ -179,17 +179,17 @@ class Measured:
         for number in range(rounds + 1):
             for name, program in self.programs.items():
                 begun = time.perf_counter()
-                jax.block_until_ready(program(*self.pieces[name][1]))
+                jax.block_until_ready(program(*self.pieces[name].arguments))
                 if number:  # the first round warms up
                     seconds[name].append(time.perf_counter() - begun)
-        found = [Row(n, statistics.median(s), self.pieces[n][2]) for n, s in seconds.items()]
+        rows = [Row(n, statistics.median(s), self.pieces[n].flops) for n, s in seconds.items()]
         local = synthetic_images(self.task)
         sent = []
         for _ in range(rounds):
             begun = time.perf_counter()
-            jax.block_until_ready(devices.put(local, devices.split()))
+            jax.block_until_ready(devices.from_process_local(local, devices.batch_sharded()))
             sent.append(time.perf_counter() - begun)
-        return [*found, Row("images to the device", statistics.median(sent), 0.0)]
+        return [*rows, Row("images to the device", statistics.median(sent), 0.0)]
 
     def memory(self) -> float | None:
         """Peak bytes of a device in a step, as the compiler plans it."""
@@ -199,27 +199,29 @@ class Measured:
         return float(plan.argument_size_in_bytes + plan.output_size_in_bytes + plan.temp_size_in_bytes)
 
 
-def synthetic_world(task: Task) -> World:
-    """A step's images, of noise, and teachers with random weights."""
-    entries = [teachers.TEACHERS[name] for name in task.teachers]
+def synthetic_problem(task: Task) -> Problem:
+    """A task whose source is one step's images, of noise, and whose teachers have random weights."""
     params = []
-    for i, entry in enumerate(entries):
-        images = jnp.zeros((1, *entry.image_shape))
-        shapes = teachers.shapes(entry.network, entry.image_shape)
+    for i, teacher in enumerate(task.teachers):
+        assert isinstance(teacher, teachers.NetworkTeacher)
+        inputs = jnp.zeros((1, *teacher.inputs.shape))
         init = jax.jit(
-            lambda key, images, network=entry.network: network.init(key, images)["params"],
-            out_shardings=devices.parameters(shapes),
+            lambda key, inputs, network=teacher.network: network.init(key, inputs)["params"],
+            out_shardings=devices.parameters(teachers.shapes(teacher.network, teacher.inputs)),
         )
-        params.append(init(random.key(i), images))
-    pixels, split = synthetic_images(task), devices.split()
+        params.append(init(random.key(i), inputs))
+    pixels, sharded = synthetic_images(task), devices.batch_sharded()
     labels = np.zeros(len(pixels), np.int32)
-    return World(devices.put(pixels, split), devices.put(labels, split), tuple(params))
+    arrays = (devices.from_process_local(array, sharded) for array in (pixels, labels))
+    data = TrainingData(tuple(params), *arrays)
+    source = Source(len(pixels), data, always(data), dict)
+    return Problem(task, "function_matching", devices.mesh(), lambda: source)
 
 
 def synthetic_images(task: Task) -> NDArray[np.uint8]:
     """This host's rows of a batch of noise."""
     rows = len(devices.rows(task.batch_size))
-    return np.random.default_rng(0).integers(0, 256, (rows, *task.stream().image_shape), np.uint8)
+    return np.random.default_rng(0).integers(0, 256, (rows, *task.stream().inputs.shape), np.uint8)
 
 
 def matrix_flops(f: Callable[..., Any], *arguments: Any) -> float:
@@ -254,7 +256,7 @@ def print_rows(task: Task, rows: Sequence[Row], measured: Measured) -> None:
         work = f"{row.flops / 1e12:.3g}" if row.flops else ""
         print(f"| {row.name} | {1e3 * row.seconds:.1f} | {row.seconds / step:.1%} | {work} | {share} |")
     memory = measured.memory()
-    print(f"peak memory of a device: {memory / 2**30:.2f} GiB" if memory else "peak memory: not told")
+    print(f"peak memory of a device: {memory / 2**30:.2f} GiB" if memory else "peak memory: unknown")
     where = provenance.device()
     print(f"{where['count']} x {where['kind']}, {where['processor']}; {provenance.versions()}")
 
@@ -301,7 +303,7 @@ def bare_loop(paths: Sequence[Path], size: int, seed: int) -> int:
 
     It keeps its memory as the pipeline does.
     """
-    stream.keep_freed_memory()
+    loader.keep_freed_memory()
     return decode_and_crop(paths, size, seed)
 
 
@@ -321,13 +323,13 @@ def measure_data(task: Task, images: int, workers: int, rounds: int) -> None:
     speeds: dict[str, list[float]] = {"pipeline": [], "bare loop": []}
     with tempfile.TemporaryDirectory() as folder:
         paths = write_files(Path(folder), min(images, 512))
-        encoded = stream.Encoded(Files(paths), "synthetic")
+        encoded = tfds.Encoded(Files(paths), "synthetic")
         for _ in range(rounds):
             speeds["bare loop"].append(time_bare(paths, size, images, workers))
             speeds["pipeline"].append(time_pipeline(encoded, size, images, batch, workers))
-        for told, loop in (("given back", decode_and_crop), ("kept", bare_loop)):
+        for memory, loop in (("given back", decode_and_crop), ("kept", bare_loop)):
             speed = time_alone(loop, paths, size)
-            print(f"one process, freed memory {told}: {speed:.0f} images/s")
+            print(f"one process, freed memory {memory}: {speed:.0f} images/s")
         with Image.open(paths[0]) as image:
             decoded = np.asarray(image.convert("RGB"))
     rng = np.random.default_rng(0)
@@ -376,10 +378,10 @@ def time_bare(paths: Sequence[Path], size: int, images: int, workers: int) -> fl
         return images / (time.perf_counter() - begun)
 
 
-def time_pipeline(encoded: stream.Encoded, size: int, images: int, batch: int, workers: int) -> float:
-    """Images per second that come out of `stream.batches`, once it runs evenly."""
-    source = stream.TrainingCrops(encoded, 0, batch, np.arange(batch), size, second=False)
-    batches = stream.batches(source, batch, workers=workers)
+def time_pipeline(encoded: tfds.Encoded, size: int, images: int, batch: int, workers: int) -> float:
+    """Images per second that come out of `loader.batches`, once it runs evenly."""
+    source = loader.TrainingCrops(encoded, 0, batch, np.arange(batch), size, second=False)
+    batches = loader.batches(source, batch, workers=workers)
     ahead = 4 * max(1, workers) + (os.cpu_count() or 1)
     for _ in range(ahead):  # what was made ahead while workers started is not to count
         next(batches)

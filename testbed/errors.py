@@ -1,4 +1,4 @@
-"""The one error that a command turns into one line and exit status 2, and the commonest reason for it."""
+"""The one error that a command turns into one line and exit status 2."""
 
 import difflib
 from collections.abc import Mapping

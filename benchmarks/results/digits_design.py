@@ -18,11 +18,11 @@ from benchmarks.runner import run_all
 from benchmarks.trials import make_trial
 from optimizers import registry
 from testbed import records
+from testbed.data.views import AffineCrop
 from testbed.models.mlp import MLP
-from testbed.tasks import TASKS
 from testbed.problem.problem import open_problem
 from testbed.problem.task import Task
-from testbed.data.views import AffineCrop
+from testbed.tasks import TASKS
 
 LEARNING_RATES = (0.0075, 0.015)
 DIGITS = TASKS["digits"]

@@ -63,57 +63,65 @@ def main() -> None:
 
 def compile_step(args: Any) -> str:
     """The optimized program of one training step."""
-    import dataclasses
-
     import jax
     import jax.numpy as jnp
-    import optax
 
     from optimizers import registry
-    from testbed import devices, streamed, teachers
+    from testbed import devices
     from testbed.models import convolution
-    from testbed.programs import compile_init, make_functions
-    from testbed.tasks import TASKS
-    from testbed.world import split_seeds
+    from testbed.problem.lessons import split_seeds
+    from testbed.training.compile import compile_init, make_functions, program_key
+    from testbed.training.optimizer import all_static, from_spec
 
     # Convolutions as on accelerators, instead of patches times a matrix.
     convolution.jax = Accelerated(jax)  # type: ignore[assignment, attr-defined]
     devices.use(args.devices)
     if args.divide:
         devices.memory = lambda: 1.0
-    task = dataclasses.replace(TASKS[args.task], precision=args.precision)
-    spec = registry.find(args.opt)
-
-    def make_optimizer(hp: Any) -> Any:
-        return optax.with_extra_args_support(spec.build(next(iter(task.horizons.values())), **hp))
-
-    network = task.in_precision(task.student)
-    functions = make_functions(task, "function_matching", network, make_optimizer)
-
-    def placed(shapes: Any, shardings: Any) -> Any:
-        return jax.tree.map(
-            lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), shapes, shardings
-        )
-
-    def params_of(name: str) -> Any:
-        entry = teachers.TEACHERS[name]
-        shapes = teachers.shapes(entry.network, entry.image_shape)
-        return placed(shapes, devices.parameters(shapes))
-
-    world = streamed.world_shapes(task, "function_matching", tuple(params_of(n) for n in task.teachers))
+    problem, optimizer = unopened(args.task, args.precision), from_spec(registry.find(args.opt))
+    steps = next(iter(problem.task.horizons.values()))
+    key = program_key(problem, optimizer, steps, all_static(optimizer), from_init=False)
+    functions, shapes = make_functions(key), problem.lesson_shapes
+    assert shapes, "known before anything is traced"
     keys = jax.eval_shape(split_seeds, 0, 0)
-    keys = placed(keys, jax.tree.map(lambda _: devices.whole(), keys))
-    import functools
-
-    init = functools.partial(functions.init, world.images.shape[1:])
-    begin = compile_init(init, keys, {}, None)
-    state = placed(jax.eval_shape(init, keys, {}, None), begin.output_shardings)
+    keys = placed(keys, jax.tree.map(lambda _: devices.replicated(), keys))
+    begin = compile_init(functions.init, keys, {}, None)
+    state = placed(jax.eval_shape(functions.init, keys, {}, None), begin.output_shardings)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     step = jax.jit(functions.advance, donate_argnums=0, out_shardings=shardings)
-    compiled = step.lower(state, jnp.int32(1), world, keys, {}).compile()
+    compiled = step.lower(state, jnp.int32(1), problem.source.data, keys, {}).compile()
     memory: Any = compiled.memory_analysis()
     print(f"arguments of a device: {memory.argument_size_in_bytes:,} bytes")
     return compiled.as_text() or ""
+
+
+def unopened(name: str, precision: str) -> Any:
+    """A streamed task's problem, with shapes in place of its data and its teachers' weights."""
+    import dataclasses
+
+    from testbed import devices, teachers
+    from testbed.problem.problem import Problem
+    from testbed.problem.source import Source, always
+    from testbed.problem.streaming import shapes_of_batches
+    from testbed.tasks import TASKS
+
+    task = dataclasses.replace(TASKS[name], precision=precision)
+    networks = [t for t in task.teachers if isinstance(t, teachers.NetworkTeacher)]
+    shapes = [teachers.shapes(teacher.network, teacher.inputs) for teacher in networks]
+    params = tuple(placed(of_one, devices.parameters(of_one)) for of_one in shapes)
+    data = shapes_of_batches(task, frozenset(), params)
+    source = Source(None, data, always(data), dict)
+    return Problem(task, "function_matching", devices.mesh(), lambda: source)
+
+
+def placed(shapes: Any, shardings: Any) -> Any:
+    """Shapes with their shardings."""
+    import jax
+
+    def place(leaf: Any, sharding: Any) -> Any:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    return jax.tree.map(place, shapes, shardings)
 
 
 class Accelerated:

@@ -19,8 +19,8 @@ from benchmarks.cli import serve
 from benchmarks.optimizer_cost import CYCLE, SHAPES, Cost, make_inputs, slowest
 from optimizers.distributed_shampoo import scale_by_distributed_shampoo
 from optimizers.shampoo import scale_by_shampoo
-from testbed.errors import choose
 from testbed import provenance
+from testbed.errors import choose
 
 MLP = {f"dense{i}": {"kernel": jax.ShapeDtypeStruct((128, 128), "float32"),
                      "bias": jax.ShapeDtypeStruct((128,), "float32")} for i in range(3)}  # fmt: skip

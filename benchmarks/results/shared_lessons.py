@@ -15,7 +15,7 @@ import pandas as pd
 from scipy import stats
 
 from benchmarks.cli import positive, serve
-from benchmarks.trials import add_task_options, choose_task, make_trial
+from benchmarks.trials import add_task_options, choose_problem, make_trial
 from optimizers import registry
 from testbed import compilation_cache, devices, records
 from testbed.training.batch import iterate_batch, sharing_lessons
@@ -34,9 +34,9 @@ def main() -> None:
     args = p.parse_args()
     compilation_cache.enable_cache()
     devices.use_cores(args.devices)
-    task, steps, _ = choose_task(args)
+    problem, steps, _ = choose_problem(args)
     trials = [
-        make_trial(task, args.protocol, registry.find(opt), steps, seed, {}, lesson_seed=lessons)
+        make_trial(problem, registry.find(opt), steps, seed, {}, lesson_seed=lessons)
         for lessons in (None, LESSONS)
         for opt in args.opt or ("sgd", "adam", "shampoo")
         for seed in range(FIRST, FIRST + args.seeds)
@@ -60,10 +60,10 @@ def main() -> None:
             )
     table = pd.DataFrame(rows)
     table.to_csv(TABLE, index=False)
-    tell(table)
+    print_spreads(table)
 
 
-def tell(table: pd.DataFrame) -> None:
+def print_spreads(table: pd.DataFrame) -> None:
     """Prints the spreads, and their ratios with 95 % intervals."""
     logs = table.assign(log_kl=np.log(table["test_kl"]), log_steps=np.log(table["steps_to_target"]))
     spreads = logs.groupby(["optimizer", "lessons"], sort=False).agg(

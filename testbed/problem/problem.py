@@ -16,7 +16,7 @@ from testbed.errors import RequestError, choose
 from testbed.models import network
 from testbed.problem import evaluation, generated, in_memory, protocols, streaming
 from testbed.problem.evaluation import EvalData, Evaluate, HeldOut, Student
-from testbed.problem.lessons import Params, TrainingData, make_keys, make_lesson
+from testbed.problem.lessons import Params, TrainingData, make_keys, make_lesson, split_seeds
 from testbed.problem.protocols import PROTOCOLS, REASONS, Lesson
 from testbed.problem.source import Source
 from testbed.problem.task import Task
@@ -98,8 +98,8 @@ class Problem:
     @functools.cached_property
     def lesson_shapes(self) -> Lesson:
         """Shapes of a lesson's arrays."""
-        key = make_keys(0).lessons
-        return jax.eval_shape(self.make_lesson, self.source.data, key, jnp.int32(0))
+        key = jax.eval_shape(split_seeds, 0, 0).lessons
+        return jax.eval_shape(self.make_lesson, self.source.data, key, 0)
 
     def init_with(self, student: nn.Module, key: Array) -> Params:
         """First weights of a student, from the shape and dtype of what it sees. Traceable."""
