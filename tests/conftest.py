@@ -12,7 +12,6 @@ from testbed import compilation_cache
 from testbed.models.mlp import MLP
 from testbed.problem.task import Task
 from testbed.tasks import TASKS
-
 from tests import stand_ins
 
 

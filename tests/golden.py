@@ -74,7 +74,7 @@ def make(folder: Path, root: Path, tasks: tuple[str, ...]) -> None:
 
 
 def measurements(folder: Path) -> dict[str, list[dict[str, object]]]:
-    """Trial (where its record is, but for the run_id; and its seed) -> its measurements without times."""
+    """Trial (the folder of its record, and its seed) -> its measurements without times."""
     found = {}
     for path in sorted((folder / "runs").rglob("*.jsonl")):
         header, *rows = map(json.loads, path.read_text().splitlines())

@@ -1,5 +1,6 @@
 """The commands, as a user meets them."""
 
+import dataclasses
 import functools
 import http.server
 import json
@@ -15,13 +16,17 @@ from pathlib import Path
 import jax
 import pytest
 
+import testbed.tasks
 from analysis.statistics import summary
-from benchmarks import make_teacher, overhead, prepare, run, study, sweep, throughput, trials
-from benchmarks.trials import make_trial
+from benchmarks import make_teacher, overhead, prepare, run, study, sweep, throughput
 from optimizers import registry
-from testbed import records, resident, teachers
+from testbed import records, teachers
+from testbed.problem import problem
+from testbed.problem.problem import open_problem
 from testbed.tasks import TASKS
+from testbed.teachers import TEACHERS
 from tests import stand_ins
+from tests.trials import trial_of
 
 ROOT = Path(__file__).parents[1]
 
@@ -29,12 +34,11 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture
 def tiny_task(tiny, monkeypatch):
     """Registers the tiny task under its name."""
-    import dataclasses
     from types import MappingProxyType
 
     horizons = MappingProxyType({"short": 20, "medium": 80})
     task = dataclasses.replace(tiny, horizons=horizons)
-    for module in (trials, run):
+    for module in (testbed.tasks, run):
         monkeypatch.setattr(module, "TASKS", {**TASKS, "tiny": task})
 
 
@@ -134,10 +138,8 @@ def test_a_damaged_teacher_is_one_line_and_status_2(command, tmp_path, monkeypat
     shutil.copytree(teachers.FOLDER, folder)
     (folder / "digits-a.npz").write_bytes(b"not what it was")
     load = teachers.load
-    monkeypatch.setattr(teachers, "load", lambda name: load(name, folder))
-    monkeypatch.setattr(
-        "testbed.trial._teacher_sha256", lambda task: (teachers.load("digits-a").sha256,)
-    )
+    monkeypatch.setattr(teachers, "load", lambda teacher: load(teacher, folder))
+    monkeypatch.setattr("testbed.problem.problem._open", problem._open.__wrapped__)
     status, _, stderr = command(run, "--opt", "adam")
     assert status == 2
     assert "the file is damaged" in stderr
@@ -239,10 +241,7 @@ def test_self_tuning_runs_the_defaults_three_times_as_long(command, tiny_task, t
 def test_the_best_of_a_study_is_the_first_at_the_target(tiny, tmp_path):
     """Then, among those that miss it, the best at the end."""
     curves = {0.1: [0.9, 0.04, 0.3], 0.2: [0.9, 0.8, 0.01], 0.3: [0.9, 0.8, 0.06], 0.4: [0.9, 0.8, None]}
-    trials = [
-        make_trial(tiny, "function_matching", registry.find("sgd"), 20, 0, {"learning_rate": rate})
-        for rate in curves
-    ]
+    trials = [trial_of(tiny, "sgd", steps=20, learning_rate=rate) for rate in curves]
     for trial, curve in zip(trials, curves.values(), strict=True):
         rows = [{"kind": "measurement", "step": 10 * i, "validation_kl": v} for i, v in enumerate(curve)]
         path = trial.record_path(tmp_path)
@@ -340,7 +339,7 @@ def test_verdict_follows_from_the_intervals(fixed, matching, expected):
 
 
 def test_overhead_measures_both_sides(tiny, capsys):
-    overhead.compare(make_trial(tiny, "function_matching", registry.find("adam"), 20, 0, {}), 1)
+    overhead.compare(trial_of(tiny, steps=20), 1)
     assert "ratio" in capsys.readouterr().out
     assert 0 < overhead.launch("adam") < 60
 
@@ -349,7 +348,7 @@ def test_teachers_learn_by_the_shipped_recipe(monkeypatch):
     """A fiftieth of the recipe already teaches more than half of the digits."""
     monkeypatch.setattr(make_teacher, "STEPS", 120)
     monkeypatch.setattr(make_teacher, "WARMUP", 20)
-    network, data = teachers.TEACHERS["digits-a"].network, TASKS["digits"].load()
+    network, data = TEACHERS["digits-a"].network, TASKS["digits"].source()
     params = make_teacher.train(network, data, seed=0)
     assert make_teacher.accuracy(network, params, data.validation) > 0.5
 
@@ -378,8 +377,9 @@ def test_interrupted_by_sigint_a_command_exits_130_and_resumes(tmp_path):
     assert "finished" in again.stdout
 
 
-def test_worlds_are_loaded_once():
-    assert resident.load_world(TASKS["digits"]) is resident.load_world(TASKS["digits"])
+def test_problems_are_opened_once():
+    assert open_problem(TASKS["digits"]) is open_problem(TASKS["digits"], "function_matching")
+    assert open_problem(TASKS["digits"]).source is open_problem(TASKS["digits"]).source
 
 
 def test_lessons_from_photographs_teach_digits(command, tiny_task, tmp_path):
@@ -391,7 +391,7 @@ def test_lessons_from_photographs_teach_digits(command, tiny_task, tmp_path):
     assert last["test_kl"] < first["test_kl"]
     status, _, stderr = command(run, *words, "--protocol", "labels")
     assert status == 2
-    assert "whose labels are not the task's" in stderr
+    assert "its lessons have no labels of the task's classes" in stderr
 
 
 def test_prepare_tells_what_is_missing_and_exits_2(command, monkeypatch, tmp_path):
@@ -417,13 +417,13 @@ def release(monkeypatch, tmp_path):
     stand_ins.write_teacher(tmp_path / "release")
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path / "release")
     monkeypatch.setattr(handler.func, "log_message", lambda *_: None)
-    tiny = stand_ins.tiny_teachers()
     with http.server.ThreadingHTTPServer(("localhost", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        entry = tiny["R152x2-flowers"]
-        address = f"http://localhost:{server.server_port}/{entry.public.file}"
-        entry = entry._replace(public=entry.public._replace(address=address))
-        monkeypatch.setattr(teachers, "TEACHERS", {**tiny, "R152x2-flowers": entry})
+        public = stand_ins.TEACHER.public
+        address = f"http://localhost:{server.server_port}/{public.file}"
+        teacher = dataclasses.replace(stand_ins.TEACHER, public=public._replace(address=address))
+        flowers = dataclasses.replace(TASKS["flowers"], teachers=(teacher,))
+        monkeypatch.setattr(testbed.tasks, "TASKS", {**TASKS, "flowers": flowers})
         monkeypatch.setenv("FUNMATCH_CHECKPOINTS", str(tmp_path / "checkpoints"))
         monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "data"))
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -449,8 +449,7 @@ def test_prepare_fetches_checkpoints_whole_or_not_at_all(command, release, tmp_p
 
 def test_throughput_measures_every_piece_of_a_step(command, monkeypatch, tmp_path):
     tasks = {**TASKS, "flowers": stand_ins.tiny_flowers()}
-    monkeypatch.setattr(trials, "TASKS", tasks)
-    monkeypatch.setattr(teachers, "TEACHERS", stand_ins.tiny_teachers())
+    monkeypatch.setattr(testbed.tasks, "TASKS", tasks)
     status, stdout, _ = command(
         throughput, "--task", "flowers", "--rounds", "1", "--out", tmp_path / "out"
     )

@@ -13,26 +13,25 @@ DIVIDED = """
 import dataclasses, sys
 from pathlib import Path
 import jax, numpy as np
-from benchmarks.trials import make_trial
-from optimizers import registry
-from testbed import devices, programs, records, resident, world
+from testbed import devices, records
+from testbed.problem import lessons, problem
 from testbed.tasks import TASKS
-from testbed.trial import run
+from testbed.training.trial import iterate
+from tests.trials import trial_of
 
 def load():
-    # Few held-out images: every device computes the whole examination.
+    # Few held-out images: every device computes the whole evaluation.
     data = TASKS["digits-resnet"].arrays()
     parts = {name: getattr(data, name) for name in ("validation", "test")}
-    few = {n: p._replace(images=p.images[:32], labels=p.labels[:32]) for n, p in parts.items()}
+    few = {n: p._replace(inputs=p.inputs[:32], labels=p.labels[:32]) for n, p in parts.items()}
     return data._replace(**few)
 
 task = dataclasses.replace(
-    TASKS["digits-resnet"], load=load, batch_size=16, views_per_image=1, measure_every=5
+    TASKS["digits-resnet"], source=load, batch_size=16, views_per_input=1, measure_every=5
 )
-trial = make_trial(task, "function_matching", registry.find("adam"), 20, 0, {"learning_rate": 1e-3})
 
-def curve(name):
-    for _ in run(trial, Path(sys.argv[1]) / name):
+def curve(trial, name):
+    for _ in iterate(trial, Path(sys.argv[1]) / name):
         pass
     record = records.read(trial.record_path(Path(sys.argv[1]) / name))
     assert record.end["status"] == "finished", record.end
@@ -41,17 +40,21 @@ def curve(name):
 def kept(tree):
     return sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(tree))
 
-def sizes():
+def sizes(trial):
     floats = {n: v for n, v in trial.optimizer.hyperparameters.items() if type(v) is float}
-    state = trial.compile().init(world.make_keys(0), floats, None)
-    return kept(state.params), kept(resident.load_world(task).teachers), kept(state.opt_state)
+    state = trial.compile().init(lessons.make_keys(0), floats, None)
+    teachers = trial.problem.source.data.teachers
+    return kept(state.params), kept(teachers), kept(state.opt_state)
+
+def measure(name):
+    problem._open.cache_clear()
+    trial = trial_of(task, steps=20, learning_rate=1e-3)
+    return curve(trial, name), sizes(trial), trial.compile().checkpointed
 
 devices.use()
-whole = curve("whole"), sizes(), trial.compile().checkpointed
-for cached in (programs._programs, resident._load_world, resident._load_exam, world.load_teachers):
-    cached.cache_clear()
+whole = measure("whole")
 devices.memory = lambda: 1.0  # nothing fits
-divided = curve("divided"), sizes(), trial.compile().checkpointed
+divided = measure("divided")
 np.testing.assert_allclose(whole[0], divided[0], rtol=1e-4)
 for one, other in zip(whole[1], divided[1]):
     assert other < one / 6, (one, other)
@@ -67,14 +70,11 @@ from testbed.tasks import TASKS
 from tests import stand_ins
 
 args = argparse.Namespace(task="flowers", opt="OPT", devices=8, precision="float32", divide=False)
-with (
-    mock.patch("testbed.tasks.TASKS", {**TASKS, "flowers": stand_ins.tiny_flowers()}),
-    mock.patch("testbed.teachers.TEACHERS", stand_ins.tiny_teachers()),
-):
+with mock.patch("testbed.tasks.TASKS", {**TASKS, "flowers": stand_ins.tiny_flowers()}):
     found = scaling.collectives(scaling.compile_step(args))
     from testbed import teachers
     import jax
-    shapes = jax.tree.leaves(teachers.shapes(stand_ins.TINY, (stand_ins.SIZE, stand_ins.SIZE, 3)))
+    shapes = jax.tree.leaves(teachers.shapes(stand_ins.TINY, stand_ins.TEACHER.inputs))
 print(found)
 gradient = 4 * sum(leaf.size for leaf in shapes)
 # The gradient, the loss, and of Shampoo the number of roots that failed.

@@ -21,7 +21,7 @@ from benchmarks.jobs import Job, Request
 from benchmarks.trials import add_task_options
 from testbed import records
 from testbed.errors import RequestError
-from tests.test_trial import without_times
+from tests.trials import without_times
 
 # Ray and submitit leave sockets, files and processes to their ends.
 pytestmark = [

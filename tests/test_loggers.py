@@ -16,14 +16,14 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from benchmarks import loggers, run, sweep, trials
+from benchmarks import loggers, run, sweep
 from benchmarks.cli import Interrupted
 from benchmarks.loggers import LOGGERS, Logger, Loggers
 from benchmarks.runner import run_all
-from testbed import clock, devices, records
-from testbed import trial as loop
+from testbed import devices, records
 from testbed.tasks import TASKS
-from tests.test_trial import trial_of
+from testbed.training import clock, loop, trial
+from tests.trials import trial_of
 
 ROOT = Path(__file__).parents[1]
 
@@ -168,7 +168,7 @@ def test_a_failed_trial_says_so_in_its_log(tiny, out, monkeypatch):
     class Listens(Silent):
         def measured(self, row):
             if row["step"] == 8:
-                monkeypatch.setattr(loop, "measurement_row", None)  # the next measurement will raise
+                monkeypatch.setattr(trial, "measurement_row", None)  # the next measurement will raise
 
         def ended(self, row):
             calls.append(row["status"])
@@ -214,7 +214,7 @@ def test_finished_trials_are_logged_too_by_the_first_host_alone(tiny, out, monke
 
 
 def test_a_sweep_logs_all_its_trials(command, tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(trials, "TASKS", {**TASKS, "tiny": tiny})
+    monkeypatch.setattr("testbed.tasks.TASKS", {**TASKS, "tiny": tiny})
     words = ("--task", "tiny", "--opt", "adam", "--ruleset", "self", "--studies", "2", "--no-batch")
     status, _, stderr = command(sweep, *words, "--steps", "8", "--log", "tensorboard")
     assert (status, stderr) == (0, "")

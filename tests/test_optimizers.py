@@ -10,13 +10,12 @@ import optax
 import pytest
 from jax import random
 
-from benchmarks.trials import make_trial
 from optimizers import recipe, registry
 from testbed import records
-from testbed.batch import run_batch
-from testbed.checkpoints import Checkpoints
 from testbed.errors import RequestError
-from tests.test_trial import finish
+from testbed.training.batch import iterate_batch
+from testbed.training.checkpoints import Checkpoints
+from tests.trials import finish, trial_of
 
 STEPS = 30
 NAMES = list(registry.registered())
@@ -156,7 +155,7 @@ def test_a_quadratic_is_minimized(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_tiny_trial_improves_and_batched_it_is_the_same(name, tiny, out):
-    trial = make_trial(tiny, "function_matching", registry.find(name), 300, 0, {})
+    trial = trial_of(tiny, name, steps=300)
     record = finish(trial, out)
     # Trials that differ in any float share one compilation.
     floats = [k for k, v in trial.optimizer.hyperparameters.items() if type(v) is float]
@@ -164,7 +163,7 @@ def test_a_tiny_trial_improves_and_batched_it_is_the_same(name, tiny, out):
     first, last = (record.measurements[i]["validation_kl"] for i in (0, -1))
     assert last < 0.9 * first
     # Batched, it is the same trial; after some steps rounding grows.
-    for _ in run_batch([trial], out / "batched"):
+    for _ in iterate_batch([trial], out / "batched"):
         pass
     batched = records.read(trial.record_path(out / "batched"))
     assert not batched.header["timed"]

@@ -9,13 +9,13 @@ import pytest
 
 from analysis.statistics import race as statistics
 from analysis.statistics import ratio
-from benchmarks import race, trials
-from optimizers import registry
+from benchmarks import race
 from testbed import records
 from testbed.tasks import TASKS
-from testbed.trial import Progress, run
+from testbed.training.loop import Progress
+from testbed.training.trial import iterate
 from tests.test_analysis import FAST, NEVER, SLOW, write
-from tests.test_trial import without_times
+from tests.trials import trial_of, without_times
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def tiny_task(tiny, monkeypatch):
         horizons=MappingProxyType({"short": 40}),
         target=tiny.target._replace(value=1.6),
     )
-    monkeypatch.setattr(trials, "TASKS", {**TASKS, "tiny": task})
+    monkeypatch.setattr("testbed.tasks.TASKS", {**TASKS, "tiny": task})
 
 
 def lane(steps):
@@ -91,8 +91,8 @@ def test_trouble_of_the_machine_leaves_the_ratio_of_interleaved_trials():
 
 
 def test_turns_are_as_short_as_asked_for(tiny, tmp_path):
-    trial = trials.make_trial(tiny, "function_matching", registry.find("adam"), 12, 0, {})
-    assert [at.step for at in run(trial, tmp_path, dispatch=0.0)] == list(range(13))
+    trial = trial_of(tiny, steps=12)
+    assert [at.step for at in iterate(trial, tmp_path, longest=0.0)] == list(range(13))
 
 
 def test_a_miss_is_told_and_bounds_the_ratio(tmp_path):

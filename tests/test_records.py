@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from testbed import checkpoints, clock, records
-from testbed.checkpoints import Checkpoints
+from testbed import records
 from testbed.errors import RequestError
+from testbed.training import checkpoints, clock
+from testbed.training.checkpoints import Checkpoints
 
 HEADER = {"kind": "header", "schema": records.SCHEMA, "run_id": "x"}
 
