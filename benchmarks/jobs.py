@@ -20,9 +20,10 @@ from optimizers import registry
 from optimizers.spec import Spec
 from testbed import compilation_cache, devices, records
 from testbed.problem.problem import Problem
+from testbed.training.alone import is_finished, iterate
 from testbed.training.batch import iterate_batch, sharing_lessons
 from testbed.training.groups import TooLarge
-from testbed.training.trial import Trial, is_finished, iterate
+from testbed.training.trial import Trial
 
 
 class Request(NamedTuple):

@@ -34,10 +34,11 @@ from testbed import compilation_cache, devices, records
 from testbed.errors import RequestError, choose
 from testbed.problem.problem import open_problem
 from testbed.tasks import TASKS
+from testbed.training.alone import iterate
 from testbed.training.batch import iterate_batch
 from testbed.training.groups import compile_groups, compile_lessons, needs
 from testbed.training.loop import due_steps
-from testbed.training.trial import Trial, iterate
+from testbed.training.trial import Trial
 
 SIZES = (4, 16, 32)  # of batches
 

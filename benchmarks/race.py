@@ -35,8 +35,9 @@ from optimizers.spec import Spec
 from testbed import compilation_cache, records
 from testbed.errors import RequestError
 from testbed.problem.problem import Problem
+from testbed.training.alone import iterate
 from testbed.training.loop import Progress
-from testbed.training.trial import Trial, iterate
+from testbed.training.trial import Trial
 
 # Seconds of a turn. When the machine becomes slower or faster, one optimizer alone feels it for the rest
 # of its turn: with turns from one measurement to the next, that was most of the noise that remained.
@@ -223,7 +224,7 @@ def interleave(trials: Sequence[Iterator[Progress]], first: int = 0) -> Iterator
     same steps at the same time.
 
     Args:
-      trials: from `testbed.training.trial.iterate`.
+      trials: from `testbed.training.alone.iterate`.
       first: the number, modulo theirs, of the one that goes first.
     """
     steps = dict.fromkeys(range(len(trials)), -1)  # of those that have not ended

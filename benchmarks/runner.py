@@ -13,8 +13,9 @@ from tqdm import tqdm
 from benchmarks.cli import Interrupted, command_line
 from benchmarks.loggers import Loggers
 from testbed import compilation_cache, devices, records
+from testbed.training.alone import iterate
 from testbed.training.loop import Progress
-from testbed.training.trial import Trial, iterate
+from testbed.training.trial import Trial
 
 
 def run_all(
@@ -23,7 +24,7 @@ def run_all(
     """Runs the trials that are not finished, with progress on a terminal; the paths of all records.
 
     Loggers are sent all records, also those of trials that were finished before; `options` are those of
-    `trial.iterate`.
+    `alone.iterate`.
 
     Raises:
       Interrupted: on the first SIGINT or SIGTERM, once the running trial has saved a checkpoint.

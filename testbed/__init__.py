@@ -20,12 +20,14 @@ if TYPE_CHECKING:
     from testbed.problem.task import Target, Task
     from testbed.tasks import TASKS
     from testbed.teachers import ExactTeacher, NetworkTeacher
-    from testbed.training.trial import Result, Trial, run, train
+    from testbed.training.alone import Result, run, train
+from testbed.training.trial import Trial
 
 _MODULES = {
     "testbed.tasks": ("TASKS",),
     "testbed.problem.problem": ("Problem", "open_problem"),
-    "testbed.training.trial": ("Result", "Trial", "run", "train"),
+    "testbed.training.trial": ("Trial",),
+    "testbed.training.alone": ("Result", "run", "train"),
     # What a task is made of.
     "testbed.problem.task": ("Target", "Task"),
     "testbed.data.arrays": ("Data", "Generated", "InputSpec", "Part"),

@@ -16,7 +16,7 @@ import jax, numpy as np
 from testbed import devices, records
 from testbed.problem import lessons, problem
 from testbed.tasks import TASKS
-from testbed.training.trial import iterate
+from testbed.training.alone import iterate
 from tests.trials import trial_of
 
 def load():

@@ -22,7 +22,7 @@ from benchmarks.loggers import LOGGERS, Logger, Loggers
 from benchmarks.runner import run_all
 from testbed import devices, records
 from testbed.tasks import TASKS
-from testbed.training import clock, loop, trial
+from testbed.training import alone, clock, loop
 from tests.trials import trial_of
 
 ROOT = Path(__file__).parents[1]
@@ -168,7 +168,7 @@ def test_a_failed_trial_says_so_in_its_log(tiny, out, monkeypatch):
     class Listens(Silent):
         def measured(self, row):
             if row["step"] == 8:
-                monkeypatch.setattr(trial, "measurement_row", None)  # the next measurement will raise
+                monkeypatch.setattr(alone, "measurement_row", None)  # the next measurement will raise
 
         def ended(self, row):
             calls.append(row["status"])

@@ -12,8 +12,8 @@ from analysis.statistics import ratio
 from benchmarks import race
 from testbed import records
 from testbed.tasks import TASKS
+from testbed.training.alone import iterate
 from testbed.training.loop import Progress
-from testbed.training.trial import iterate
 from tests.test_analysis import FAST, NEVER, SLOW, write
 from tests.trials import trial_of, without_times
 

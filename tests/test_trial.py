@@ -20,7 +20,7 @@ from testbed.problem.problem import fitting, open_problem
 from testbed.problem.protocols import PROTOCOLS
 from testbed.tasks import TASKS
 from testbed.training import clock, loop
-from testbed.training.trial import iterate
+from testbed.training.alone import iterate
 from tests.trials import STEPS, changed, finish, trial_of, without_times
 
 EMBEDDED = [name for name, task in TASKS.items() if not task.streamed]

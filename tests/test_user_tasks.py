@@ -15,8 +15,8 @@ from testbed.errors import RequestError
 from testbed.problem.problem import fitting, open_problem
 from testbed.problem.protocols import PROTOCOLS
 from testbed.tasks import TASKS, find
+from testbed.training.alone import iterate
 from testbed.training.batch import iterate_batch
-from testbed.training.trial import iterate
 from tests.trials import finish, trial_of, without_times
 
 EXAMPLES = Path(__file__).parents[1] / "examples"

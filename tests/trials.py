@@ -9,8 +9,9 @@ from optimizers.spec import Spec
 from testbed import records
 from testbed.problem.problem import Problem, open_problem
 from testbed.problem.task import Task
+from testbed.training.alone import iterate
 from testbed.training.optimizer import from_spec
-from testbed.training.trial import Trial, iterate
+from testbed.training.trial import Trial
 
 STEPS = 40
 TIMES = ("train_seconds", "started_at", "compilation_cache", "command", "ledger", "resumed")

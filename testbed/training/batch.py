@@ -17,6 +17,7 @@ from testbed import compilation_cache, devices, records
 from testbed.errors import RequestError
 from testbed.problem.protocols import Lesson
 from testbed.training import loop
+from testbed.training.alone import is_finished, iterate
 from testbed.training.checkpoints import Checkpoints
 from testbed.training.clock import Ledger
 from testbed.training.groups import (
@@ -29,7 +30,7 @@ from testbed.training.groups import (
 from testbed.training.loop import Progress
 from testbed.training.rows import RecordWriter, end_row, header_row, measurement_row, params_sha256
 from testbed.training.step import ending
-from testbed.training.trial import Trial, is_finished, iterate
+from testbed.training.trial import Trial
 
 
 def sharing_lessons(trials: Sequence[Trial], size: int) -> list[list[Trial]]:
@@ -47,7 +48,7 @@ def _kind(trial: Trial) -> tuple[Any, ...]:
 def iterate_batch(
     trials: Sequence[Trial], out: Path, *, command: str = "", vmapped: bool | None = None
 ) -> Generator[Progress]:
-    """Runs trials that share their lessons, or what is left of them; yields progress as `trial.iterate`.
+    """Runs trials that share their lessons, or what is left of them; yields progress as `alone.iterate`.
 
     Left out are trials that are finished, and those that another process runs. A trial whose optimizer
     branches in Python on a hyperparameter runs after the others, alone and timed. An interrupted batch
@@ -61,7 +62,7 @@ def iterate_batch(
 
     Raises:
       TooLarge: the batch does not fit the memory.
-      RequestError: as `trial.iterate`; or there are several hosts.
+      RequestError: as `alone.iterate`; or there are several hosts.
     """
     if jax.process_count() > 1:
         raise RequestError("batched trials run on one host; spread batches over hosts instead")

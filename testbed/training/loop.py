@@ -3,7 +3,7 @@
     state -> advance (on the clock) -> measure, save (off the clock) -> ... -> end
 
 Steps at which measurements are due, the size of dispatches, checkpoints, interruption, failure and end
-are written here once. What is advanced and measured is the runner's affair: `trial.Alone` or
+are written here once. What is advanced and measured is the runner's affair: `alone.Alone` or
 `batch.Together`.
 """
 

@@ -4,7 +4,7 @@ import datetime
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,9 +14,7 @@ from testbed import devices, provenance, records, teachers
 from testbed.models.network import has_precision
 from testbed.problem.lessons import Params
 from testbed.training.clock import Ledger
-
-if TYPE_CHECKING:
-    from testbed.training.trial import Trial
+from testbed.training.trial import Trial
 
 
 class RecordWriter:
@@ -44,7 +42,7 @@ class RowList:
 
 
 def header_row(
-    trial: "Trial",
+    trial: Trial,
     params: Params,
     used: int,
     *,
@@ -101,7 +99,7 @@ def header_row(
 
 
 def measurement_row(
-    trial: "Trial", step: int, scores: Mapping[str, Any], train_seconds: float | None = None
+    trial: Trial, step: int, scores: Mapping[str, Any], train_seconds: float | None = None
 ) -> dict[str, Any]:
     """A measurement after a step; without seconds if not timed, without epochs of endless data."""
     examples, n = step * trial.problem.task.batch_size, trial.problem.source.n

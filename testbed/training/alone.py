@@ -1,0 +1,290 @@
+"""A trial alone: run to its end, timed, resumed where it was interrupted.
+
+task, seed -> batch -> lesson -> train_step -> state
+state -> evaluation (off the clock) -> measurement -> record
+"""
+
+import math
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import ExitStack, nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from testbed import compilation_cache, devices, records
+from testbed.models import public
+from testbed.problem.lessons import Params, TrainingData
+from testbed.training import diagnostics, loop
+from testbed.training.checkpoints import Checkpoints
+from testbed.training.clock import Ledger
+from testbed.training.loop import Progress
+from testbed.training.rows import (
+    RecordWriter,
+    RowList,
+    end_row,
+    header_row,
+    measurement_row,
+    params_sha256,
+)
+from testbed.training.step import State, ending
+from testbed.training.trial import Trial
+
+
+class Result(NamedTuple):
+    """What `train` returns."""
+
+    measurements: list[dict[str, Any]]  # step, epoch, train_seconds, train_kl, validation_kl, ...
+    params: Params  # those that are evaluated, after the last step
+    opt_state: Any
+    end: dict[str, Any]  # status ("finished" or "diverged"), step, ledger, ...
+
+
+def train(trial: Trial, *, diagnose: Sequence[str] = ()) -> Result:
+    """Runs a trial and writes nothing.
+
+    Args:
+      trial: what to run.
+      diagnose: names of diagnostics.
+
+    Raises:
+      RequestError: the optimizer fails on the student's parameters, or a diagnostic is unknown.
+    """
+    rows = RowList()
+    alone = Alone(trial, rows, diagnose=diagnostics.choose(diagnose))
+    for _ in alone.run():
+        pass
+    _, *measurements, end = rows.rows
+    return Result(measurements, alone.params, alone.state.opt_state, end)
+
+
+def run(
+    trial: Trial,
+    out: Path | str = "runs",
+    *,
+    save_params: bool = False,
+    diagnose: Sequence[str] = (),
+    fresh: bool = False,
+) -> records.Record:
+    """Runs a trial, or what is left of it, and returns its record, as `benchmarks/run.py` does.
+
+    Args, and errors: see `iterate`.
+    """
+    out = Path(out)
+    for _ in iterate(trial, out, save_params=save_params, diagnose=diagnose, fresh=fresh):
+        pass
+    return records.read(trial.record_path(out))
+
+
+def iterate(
+    trial: Trial,
+    out: Path,
+    *,
+    command: str = "",
+    fresh: bool = False,
+    longest: float = math.inf,
+    save_params: bool = False,
+    diagnose: Sequence[str] = (),
+) -> Generator[Progress]:
+    """Runs a trial, or what is left of it, and yields its progress after every dispatch.
+
+    A finished trial is not run again; an interrupted one goes on from its checkpoint and ends
+    bit-identical to one that was never interrupted. Closing the iterator interrupts the trial.
+
+    Args:
+      trial: what to run.
+      out: folder of records; the trial's own is `trial.record_path(out)`.
+      command: for the header.
+      fresh: delete an earlier record of this trial, and run it again.
+      longest: seconds that a dispatch should take at most, if less than `loop.DISPATCH`.
+      save_params: write the evaluated parameters beside the record, as an .npz that `--init` reads. A
+        finished trial without that file is run again.
+      diagnose: names of `diagnostics`, to be measured beside the scores.
+
+    Raises:
+      RequestError: the optimizer fails on the student's parameters, `out` cannot be written, or
+        another process runs this trial. No record is begun.
+    """
+    path = devices.try_on_all_hosts(lambda: trial.record_path(out))
+    names, first = diagnostics.choose(diagnose), devices.is_first()
+    params_path = path.with_suffix(".npz") if save_params else None
+    with ExitStack() as stack:
+        devices.try_on_all_hosts(lambda: stack.enter_context(records.lock(path)) if first else None)
+        checkpoints = Checkpoints(path.with_suffix(".checkpoint"))
+        stack.callback(checkpoints.close)
+        if first and (fresh or (params_path and is_finished(path) and not params_path.exists())):
+            path.unlink(missing_ok=True)
+            checkpoints.delete()
+        if not devices.any_host(first and is_finished(path)):
+            writer = RecordWriter(path)
+            alone = Alone(trial, writer, checkpoints, command, names, params_path)
+            yield from alone.run(longest)
+        checkpoints.close()
+        devices.any_host(True)  # all have written what they write
+        if first:
+            checkpoints.delete()
+
+
+def is_finished(path: Path) -> bool:
+    """Whether a record has come to its end (a divergence is an end, a failure is not)."""
+    if not path.exists():
+        return False
+    end = records.read(path).end
+    return end is not None and end["status"] in ("finished", "diverged")
+
+
+class Alone:
+    """Runs a trial alone; what `loop.drive` drives.
+
+    Args:
+      trial: what to run.
+      writer: of its record.
+      checkpoints: its own; None: it cannot be resumed.
+      command: for the header.
+      diagnose: from `diagnostics.choose`.
+      params_path: where the evaluated parameters are written at the end.
+    """
+
+    def __init__(
+        self,
+        trial: Trial,
+        writer: RecordWriter | RowList,
+        checkpoints: Checkpoints | None = None,
+        command: str = "",
+        diagnose: tuple[str, ...] = (),
+        params_path: Path | None = None,
+    ) -> None:
+        self.ledger = Ledger()
+        self._trial, self._writer, self._checkpoints = trial, writer, checkpoints
+        self._command, self._params_path = command, params_path
+        with self.ledger.on("setup_s"):
+            source, self._keys = trial.problem.source, trial.keys()
+        with self.ledger.on("compile_s"), compilation_cache.counted() as self._cache:
+            self._compiled = trial.compile()
+        with self.ledger.on("setup_s"):
+            names = self._compiled.hyperparameters
+            self._hp = {name: trial.optimizer.hyperparameters[name] for name in names}
+            start = trial.init.params(self._compiled.params) if trial.init else None
+            self.state: State = jax.block_until_ready(self._compiled.init(self._keys, self._hp, start))
+            self._diagnose = self._make_diagnose(diagnose)
+        self._latest, self._resumed = dict[str, Any](), 0
+        with self.ledger.on("checkpoint_s"):
+            self._restore()
+            self._look()
+        with self.ledger.on("setup_s"):
+            self._batches = source.batches(trial.lessons, self.step)
+            self._data, self._served = source.data, 0
+
+    def run(self, longest: float = math.inf) -> Generator[Progress]:
+        """Runs what is left."""
+        due = loop.due_steps(self._trial.task, self._trial.total_steps)
+        yield from loop.drive(self, due, longest)
+
+    @property
+    def measured(self) -> int:
+        """See Runner."""
+        return self._latest.get("step", -1)
+
+    def advance(self, stop: int) -> None:
+        """See Runner."""
+        step = self.step
+        while step < stop:
+            if step >= self._served:
+                # While devices still compute, nothing waits for data.
+                idle = self.state.step.is_ready()  # type: ignore[attr-defined]
+                with self.ledger.waiting() if idle else nullcontext():
+                    self._data, self._served = next(self._batches)
+            step = min(stop, self._served)
+            arguments = (np.int32(step), self._data, self._keys, self._hp)
+            self.state = self._compiled.advance(self.state, *arguments)
+        self._look()
+
+    def _look(self) -> None:
+        """Blocks until the state and the parameters to evaluate are there."""
+        self.params = self._compiled.eval_params(self.state.opt_state, self.state.params)
+        jax.block_until_ready((self.state, self.params))
+        self.step, self.alive = int(self.state.step), bool(self.state.finite)
+
+    def measure(self) -> None:
+        """See Runner."""
+        with self.ledger.on("eval_s"):
+            scores: Mapping[str, Any] = self._compiled.evaluate(self.params)
+            if self._diagnose:
+                data = self._data_of_next_step()
+                scores = {**scores, **self._diagnose(self.state, data, self._keys, self._hp)}
+        with self.ledger.on("record_s"):
+            row = measurement_row(self._trial, self.step, scores, self.ledger.train_s)
+            self._latest = row
+            self._writer.append(*([row] if self._writer.length else [self._header(), row]))
+
+    def _data_of_next_step(self) -> TrainingData:
+        """What the lesson of the next step is made of; the training's own stream stays where it is."""
+        if not self._trial.task.streamed:
+            return self._data
+        batches = self._trial.problem.source.batches(self._trial.lessons, self.step)
+        return next(batches)[0]
+
+    def save(self) -> None:
+        """See Runner."""
+        if self._checkpoints is None:
+            return
+        with self.ledger.on("checkpoint_s"):
+            meta = {"length": self._writer.length, "measurement": self._latest}
+            meta |= {"resumed": self._resumed + 1, "ledger": self.ledger.rows()}
+            self._checkpoints.save(self.state, meta)
+
+    def end(self) -> None:
+        """See Runner."""
+        with self.ledger.on("record_s"):
+            params = _replicated(self.state.params)
+            digest = params_sha256(params)
+            if self._params_path:
+                evaluated = _replicated(self.params)
+                if devices.is_first():
+                    public.save(self._params_path, evaluated)
+        status, reason = ending(self.state)
+        row = end_row(status, self.step, reason, digest, self.ledger, self._resumed)
+        self._writer.append(row)
+
+    def fail(self, reason: str) -> None:
+        """See Runner."""
+        if self._writer.length:
+            self._writer.append(end_row("failed", self.step, reason, None, self.ledger, self._resumed))
+
+    def progress(self) -> Progress:
+        """See Runner."""
+        return Progress(self.step, self._trial.total_steps, self.ledger.train_s, self._latest)
+
+    def _restore(self) -> None:
+        """Goes on from the checkpoint of the record, where there is one to use."""
+        if self._checkpoints is None or isinstance(self._writer, RowList):
+            return
+        path = self._writer.path
+        written = path.stat().st_size if devices.is_first() and path.exists() else 0
+        restored = self._checkpoints.restore(self.state) if devices.any_host(written > 0) else None
+        if restored and devices.any_host(written >= restored[1]["length"]):
+            self.state, done = restored
+            self._writer.length, self._latest = done["length"], done["measurement"] or {}
+            self._resumed = done["resumed"]
+            self.ledger.resume(done["ledger"])
+
+    def _header(self) -> dict[str, Any]:
+        return header_row(
+            self._trial,
+            self._compiled.params,
+            jax.tree.leaves(self.state.params)[0].sharding.num_devices,
+            compilation_cache=self._cache,
+            command=self._command,
+            checkpointed=self._compiled.checkpointed,
+        )
+
+    def _make_diagnose(self, names: tuple[str, ...]) -> diagnostics.Diagnose | None:
+        if not names:
+            return None
+        compiled, own = self._compiled, self._trial.optimizer.diagnostics
+        return diagnostics.make_diagnose(names, compiled.key, own, checkpointed=compiled.checkpointed)
+
+
+def _replicated(params: Params) -> Params:
+    return jax.jit(lambda x: x, out_shardings=devices.replicated())(params)
