@@ -189,7 +189,7 @@ def stroke(figure: Figure, x: Sequence[float], y: Sequence[float], **kwargs: Any
 
 
 def page(axes: Axes) -> tuple[Figure, Bbox]:
-    """The figure of a panel, and where it lies there in inches."""
+    """The figure of a panel, and where it lies in it, in inches."""
     figure = axes.get_figure()
     assert isinstance(figure, Figure)
     return figure, axes.get_window_extent().transformed(figure.dpi_scale_trans.inverted())

@@ -65,7 +65,7 @@ def styles(optimizers: Collection[str], names: Mapping[str, str] | None = None) 
     """A style for each optimizer, all different for up to 49; the rest begin again.
 
     Colour and marker change together, so that neighbours differ in both and grey prints can be read.
-    Those of other names depend on who else is there: the colour that has been given least, and a marker
+    Those of other names depend on the others: the colour that has been given least, and a marker
     that is not yet with it.
 
     Args:

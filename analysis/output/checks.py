@@ -111,7 +111,7 @@ def _early_targets(ends: pd.DataFrame) -> Iterator[str]:
             named = ", ".join(f"{name} at {share:.0%}" for name, share in early.items())
             yield (
                 f"Target met before the schedule's end in {_named(key)}: {named} of the steps. A "
-                "schedule for fewer steps may be there sooner; matched quality does not depend on it."
+                "schedule for fewer steps may reach it sooner; matched quality does not depend on it."
             )
 
 
