@@ -198,16 +198,16 @@ def _declare(record: Record, declared: dict[str, Any]) -> Iterator[ReadError]:
 
     A target declares which way its metric is better, where nothing else does.
     """
-    own = record.header.get("metrics", {})
-    if fault := metrics.check(own):
+    of_header = record.header.get("metrics", {})
+    if fault := metrics.check(of_header):
         yield ReadError(record.path, 0, f"{fault}: its metrics are drawn as plain scalars")
-        own = {}
+        of_header = {}
     target = record.header["target"]
-    aim = metrics.find(target["metric"], declared | own)
+    aim = metrics.find(target["metric"], declared | of_header)
     if aim.better == "none":
-        own = own | {aim.name: aim._replace(better=target["mode"])._asdict()}
-        del own[aim.name]["name"]
-    for name, fields in own.items():
+        fields = aim._replace(better=target["mode"])._asdict()
+        of_header = of_header | {fields.pop("name"): fields}
+    for name, fields in of_header.items():
         if declared.setdefault(name, fields) != fields:
             yield ReadError(record.path, 0, f"its metric {name} is not declared as in other records")
 

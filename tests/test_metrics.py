@@ -269,3 +269,7 @@ def test_curves_of_several_workloads_are_refused_in_one_line(tmp_path):
         figures.time_to_accuracy(frame)
     assert "\n" not in str(caught.value)
     figures.time_to_accuracy(frame[frame["total_steps"] == 100])
+    with pytest.raises(ValueError, match="no measurements"):
+        figures.time_to_accuracy(frames.load(str(tmp_path / "nowhere"))[0])
+    with pytest.raises(ValueError, match="baseline 'sgd' is not in the table; it has adam"):
+        figures.speedups(frame, baseline="sgd")

@@ -281,8 +281,8 @@ def logarithmic(
 
 def linear(axes: Axes, name: Literal["x", "y"], low: float, high: float) -> None:
     """A linear axis with these limits, and round ticks between them."""
-    found = MaxNLocator(4, steps=[1, 2, 5, 10]).tick_values(low, high)
-    ticks = [round(float(tick), 9) for tick in found if low <= tick <= high]
+    candidates = MaxNLocator(4, steps=[1, 2, 5, 10]).tick_values(low, high)
+    ticks = [round(float(tick), 9) for tick in candidates if low <= tick <= high]
     set_ticks, set_limits = (
         (axes.set_xticks, axes.set_xlim) if name == "x" else (axes.set_yticks, axes.set_ylim)
     )

@@ -165,13 +165,15 @@ def curves_of(table: pd.DataFrame, target: Target | None) -> tuple[pd.DataFrame,
     Where nothing is known of a target, there is a metric that is best at the end, and no level.
 
     Raises:
-      ValueError: they are of several tasks or horizons, or of none.
+      ValueError: they are of several tasks or horizons, or there are none.
     """
+    if table.empty:
+        raise ValueError("no measurements: the folder has no records, or none of them were selected")
     workloads = table[["task", "total_steps"]].drop_duplicates().sort_values(["task", "total_steps"])
     if len(workloads) != 1:
         named = ", ".join(f"{task} at {steps}" for task, steps in workloads.itertuples(index=False))
         raise ValueError(
-            f"curves of {named or 'nothing'}: give those of one task and horizon, such as "
+            f"curves of {named}: give those of one task and horizon, such as "
             'frame[(frame["task"] == "digits") & (frame["total_steps"] == 1000)]'
         )
     if "run_id" in table:

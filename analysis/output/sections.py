@@ -96,7 +96,7 @@ COST = (
 
 
 def sections(
-    found: Folder,
+    records: Folder,
     ends: pd.DataFrame,
     lines: pd.DataFrame,
     speedups: pd.DataFrame,
@@ -110,7 +110,7 @@ def sections(
     `matched_quality.matched_quality`.
     """
     tuned, points = tuning.tuning_curves(ends), sensitivity.sensitivity(ends)
-    costs = cost.cost_split(found.runs)
+    costs = cost.cost_split(records.runs)
     for workload in workloads(ends):
         trials, own = workload.rows(ends), workload.rows(lines)
         target = curves.target(trials)
@@ -126,7 +126,7 @@ def sections(
     yield Section("Held-out results", SUMMARY, summary.summary(ends), name="summary")
     yield from _patience(matched_quality.finals(ends), matched, styles)
     yield from _profile(ends, styles)
-    yield from _overfitting(found.frame, lines, styles)
+    yield from _overfitting(records.frame, lines, styles)
 
 
 class Workload(NamedTuple):

@@ -138,12 +138,12 @@ def _quartiles(
     values = np.append(values[np.lexsort((values, place))], np.nan)  # a place of none is at its end
     counts = np.bincount(place, minlength=places)
     starts = np.cumsum(counts) - counts
-    found = np.full((3, places), np.nan)
+    quartiles = np.full((3, places), np.nan)
     some = counts > 0
-    for row, share in zip(found, (0.25, 0.5, 0.75), strict=True):
+    for row, share in zip(quartiles, (0.25, 0.5, 0.75), strict=True):
         at = share * (counts[some] - 1)
         below, above = (values[starts[some] + edge(at).astype(int)] for edge in (np.floor, np.ceil))
         with np.errstate(invalid="ignore"):
             mixed = below + at % 1 * (above - below)
         row[some] = np.where(np.isnan(mixed), below, mixed)  # 0 * inf, inf - inf
-    return found
+    return quartiles

@@ -50,10 +50,11 @@ def trials(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _seconds_per_step(ends: pd.DataFrame) -> pd.Series:
     """Of each timed trial; of one that was lost at once, what its configuration's others take."""
-    own = ends["train_seconds"] / ends["step"].where(ends["step"] > 0)
+    seconds = ends["train_seconds"] / ends["step"].where(ends["step"] > 0)
     for columns in ([*GROUP, "label"], GROUP):
-        own = own.fillna(own.groupby([ends[name] for name in columns]).transform("median"))
-    return own.where(ends["timed"])
+        of_others = seconds.groupby([ends[name] for name in columns]).transform("median")
+        seconds = seconds.fillna(of_others)
+    return seconds.where(ends["timed"])
 
 
 def score(ends: pd.DataFrame) -> pd.Series:
