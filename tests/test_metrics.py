@@ -255,7 +255,10 @@ def test_a_comparison_in_a_notebook_takes_a_few_lines(tmp_path, monkeypatch):
         write(tmp_path / "runs", "adam", seed, SLOW)
         write(tmp_path / "runs", "fast", seed, FAST)
     monkeypatch.chdir(tmp_path)
-    exec(NOTEBOOK, {})  # noqa: S102 (our own)
+    cells: dict[str, object] = {}
+    exec(NOTEBOOK, cells)  # noqa: S102 (our own)
+    shown = figures.overfitting(cells["frame"])._repr_png_()
+    assert shown.startswith(b"\x89PNG"), "a notebook shows what a cell ends with"
     assert not [*Path().glob("*.png")], "nothing is written"
 
 

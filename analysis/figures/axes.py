@@ -4,6 +4,7 @@ All sizes are in inches and points as printed, so that what fits here fits on pa
 """
 
 import functools
+import io
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, ParamSpec
@@ -120,6 +121,16 @@ def enumeration(names: Sequence[str], most: int = 3) -> str:
 # Sheets: figures laid out in inches from their lower left corner
 
 
+class Sheet(Figure):
+    """A figure that a notebook shows as the value of a cell, without pyplot."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        with mpl.rc_context(RC):
+            self.savefig(buffer, format="png", dpi=100)
+        return buffer.getvalue()
+
+
 class Row(NamedTuple):
     """Panels side by side."""
 
@@ -159,7 +170,7 @@ def sheet(
     below_title = 0.08 + height_of(title)
     above = below_title + height_of(note) + head
     height = above + sum(row.height for row in rows) + gap * (len(rows) - 1) + below
-    figure = Figure(figsize=(WIDTH, height))
+    figure = Sheet(figsize=(WIDTH, height))
     write(figure, 0.05, height - 0.05, title, va="top", size=FONT + 1)
     write(figure, 0.05, height - below_title, note, va="top", color=GREY)
     panels, top = [], height - above

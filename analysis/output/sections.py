@@ -35,7 +35,8 @@ SPEEDUPS = (
     "Baseline's time to the target / the other's, paired by seed. The interval is the set of ratios "
     "that a t-test of log times does not reject, both sides cut at the time they were watched for, so "
     "that misses count without a time being made up for them; it allows for what may have happened "
-    "since the measurement before (analysis/ratio.py). P(faster) is one minus the one-sided p-value; "
+    "since the measurement before (analysis/statistics/ratio.py). P(faster) is one minus the one-sided "
+    "p-value; "
     "wins: on how many seeds it reached the target first. Of 20 intervals of equal optimizers, one "
     "excludes 1 by chance."
 )
