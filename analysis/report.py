@@ -70,7 +70,7 @@ def parser() -> argparse.ArgumentParser:
         "--baseline",
         metavar="NAME",
         help="label that speed-ups are over, or an optimizer: then its best label; default: adam, or "
-        "where there is none the first by name",
+        "without one the first by name",
     )
     p.add_argument(
         "--compare",
