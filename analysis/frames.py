@@ -51,7 +51,7 @@ IDENTITY = [
     "target_value",
     "target_mode",
 ]
-# Columns that `comparison.trials` adds; no score may be called so.
+# Columns that statistics add; no measurement may be called so.
 DERIVED = [
     "label",
     *(f"{axis}_{what}" for axis in ("steps", "seconds") for what in ("to_target", "watched", "cadence")),
@@ -74,13 +74,8 @@ class Folder(NamedTuple):
     runs: pd.DataFrame  # a row per trial: what identifies it, where it ran, how it ended, its ledger
     errors: list[ReadError]  # what could not be used, and why
 
-    @property
-    def metrics(self) -> list[str]:
-        """The columns of what was measured."""
-        return metrics_of(self.frame)
 
-
-def load(folder: Path) -> tuple[pd.DataFrame, list[ReadError]]:
+def load(folder: str | Path) -> tuple[pd.DataFrame, list[ReadError]]:
     """All measurements below a folder, and what could not be read.
 
     One row per measurement, sorted by trial and step. Columns: run_id, task (with a piece of its
@@ -94,19 +89,19 @@ def load(folder: Path) -> tuple[pd.DataFrame, list[ReadError]]:
     (`metrics_of`). Null scores are NaN. What headers declare of their metrics is in the frame's `attrs`,
     where `metric` finds it.
     """
-    found = read(folder)
-    return found.frame, found.errors
+    frame, _, errors = read(folder)
+    return frame, errors
 
 
-def read(folder: Path) -> Folder:
+def read(folder: str | Path) -> Folder:
     """All that is recorded below a folder.
 
     A trial whose header lacks what identifies it, without a measurement, or of which another file has
-    more, is told and left out; nothing that a record can hold is fatal.
+    more, is among the errors and left out; nothing that a record can hold is fatal.
     """
     rows, scores, errors = [], [], []
     declared: dict[str, Any] = {}
-    for path in records.paths(folder):
+    for path in records.paths(Path(folder)):
         record = records.read(path)
         errors += record.errors
         if not record.header:
@@ -117,15 +112,13 @@ def read(folder: Path) -> Folder:
         measured, mistaken = _scores(record)
         errors += [*mistaken, *_declare(record, declared)]
         if measured.empty:
-            errors.append(ReadError(path, 0, "none of its measurements has a step that can be"))
+            errors.append(ReadError(path, 0, "none of its measurements has a step between 0 and 2^53"))
             continue
         rows.append(_run(record) | {"measurements": len(measured), "steps": measured["step"].iloc[-1]})
         scores.append(measured)
     if not rows:
         return Folder(pd.DataFrame(), pd.DataFrame(), errors)
-    runs = pd.DataFrame(rows)
-    runs = _with_versions(runs)
-    runs, copies = _without_copies(runs)
+    runs, copies = _without_copies(_with_versions(pd.DataFrame(rows)))
     runs = runs.assign(label=labels(runs))
     frame = _frame(runs, [scores[i] for i in runs.index])
     frame.attrs |= {DECLARED: declared} if declared else {}
@@ -139,7 +132,7 @@ def _fault(record: Record) -> str | None:
         if not isinstance(header.get(name), kind) or isinstance(header.get(name), bool):
             return f"its header has no {name}, or one of another kind"
     if not (0 < header["total_steps"] < 2**53 and abs(header["seed"]) < 2**53):
-        return "its total_steps or its seed is no number of steps, or of a seed"
+        return "its total_steps or its seed is not a number of steps, or not a seed"
     target = header["target"]
     if (
         not isinstance(target.get("metric"), str)
@@ -153,15 +146,14 @@ def _fault(record: Record) -> str | None:
     if target["metric"] not in {name for name in measured if not _refused(name, measured)}:
         return f"its target is {target['metric']}, which is not measured"
     try:
-        names = sorted(set().union(*record.measurements))
-        json.dumps([header, record.end, names], ensure_ascii=False).encode()
+        json.dumps([header, record.end, sorted(measured)], ensure_ascii=False).encode()
     except UnicodeEncodeError:
         return "it holds a text that is not Unicode"
     return None
 
 
 def _scores(record: Record) -> tuple[pd.DataFrame, list[ReadError]]:
-    """The measurements' numbers, by step; of a step that is there twice, the last."""
+    """The measurements' numbers, by step; of a step that was measured twice, the last."""
     measured = {int(row["step"]): row for row in record.measurements if 0 <= row["step"] < 2**53}
     rows = [measured[step] for step in sorted(measured)]
     columns: dict[str, Any] = {"step": np.array(sorted(measured), np.int64)}
@@ -206,16 +198,16 @@ def _declare(record: Record, declared: dict[str, Any]) -> Iterator[ReadError]:
 
     A target declares which way its metric is better, where nothing else does.
     """
-    own = record.header.get("metrics", {})
-    if fault := metrics.check(own):
+    of_header = record.header.get("metrics", {})
+    if fault := metrics.check(of_header):
         yield ReadError(record.path, 0, f"{fault}: its metrics are drawn as plain scalars")
-        own = {}
+        of_header = {}
     target = record.header["target"]
-    aim = metrics.find(target["metric"], declared | own)
+    aim = metrics.find(target["metric"], declared | of_header)
     if aim.better == "none":
-        own = own | {aim.name: aim._replace(better=target["mode"])._asdict()}
-        del own[aim.name]["name"]
-    for name, fields in own.items():
+        fields = aim._replace(better=target["mode"])._asdict()
+        of_header = of_header | {fields.pop("name"): fields}
+    for name, fields in of_header.items():
         if declared.setdefault(name, fields) != fields:
             yield ReadError(record.path, 0, f"its metric {name} is not declared as in other records")
 
@@ -314,7 +306,7 @@ def _start(init: Mapping[str, Any]) -> str:
 
 
 def labels(frame: pd.DataFrame) -> pd.Series:
-    """A name for each row's configuration, no longer than tells it from the others of its task.
+    """A name for each row's configuration, no longer than needed to differ from the others of its task.
 
     The optimizer (with a piece of its checksum where there are several of that name); the protocol where
     there are several; those hyperparameters in which the configurations of one optimizer at one horizon
@@ -335,9 +327,9 @@ def labels(frame: pd.DataFrame) -> pd.Series:
     if frame["optimizer"].nunique() > 1 or not several_protocols:
         parts = (frame["optimizer"] + " " + parts).str.strip()
     whole = frame[CONFIGURATION].astype(str).agg("\n".join, axis=1)
-    alike = whole.groupby([frame["task"], frame["total_steps"], parts]).transform("nunique") > 1
-    pieces = whole[alike].map(lambda text: "#" + hashlib.sha256(text.encode()).hexdigest()[:4])
-    return parts.where(~alike, parts + " " + pieces)
+    ambiguous = whole.groupby([frame["task"], frame["total_steps"], parts]).transform("nunique") > 1
+    pieces = whole[ambiguous].map(lambda text: "#" + hashlib.sha256(text.encode()).hexdigest()[:4])
+    return parts.where(~ambiguous, parts + " " + pieces)
 
 
 def _differences(configurations: Sequence[str]) -> dict[str, str]:
@@ -349,16 +341,16 @@ def _differences(configurations: Sequence[str]) -> dict[str, str]:
         if len(exact) == len(values) and len(set(exact.values())) == 1:
             continue
         short = {text: _short(values[text][name]) for text in exact}
-        told = short if len(set(short.values())) == len(set(exact.values())) else exact
+        texts = short if len(set(short.values())) == len(set(exact.values())) else exact
         for text in exact:
-            shown[text][name] = told[text]
+            shown[text][name] = texts[text]
     return {
         text: " ".join(f"{name}={value}" for name, value in of.items()) for text, of in shown.items()
     }
 
 
 def _with_versions(runs: pd.DataFrame) -> pd.DataFrame:
-    """Runs with the names of the records beside the names here, which tell versions apart."""
+    """Runs with the names that the records have beside those used here, which differ by version."""
     task_version = _versions(runs["task"], runs["task_fingerprint"])
     version = _versions(runs["optimizer"], runs["optimizer_sha256"])
     return runs.assign(

@@ -42,13 +42,13 @@ def main() -> None:
     if args.compare:
         sides = [before_after.read(folder) for folder in args.compare]
         for side, folder in zip(sides, args.compare, strict=True):
-            require_records(side.found, folder)
+            require_records(side.records, folder)
         print(before_after.report(*sides))
         return
-    found = frames.read(args.records)
-    require_records(found, args.records)
-    baseline = args.baseline or default_baseline(found)
-    known = [*found.runs["label"].unique(), *names_of(found)]
+    records = frames.read(args.records)
+    require_records(records, args.records)
+    baseline = args.baseline or default_baseline(records)
+    known = [*records.runs["label"].unique(), *names_of(records)]
     if baseline not in known:
         near = difflib.get_close_matches(baseline, known, n=1, cutoff=0.0)[0]
         refuse(f"--baseline {baseline}: not in these records; the nearest is {near!r}")
@@ -57,7 +57,7 @@ def main() -> None:
         (args.out / "summary.md").touch()
     except OSError as error:
         refuse(f"--out {args.out}: cannot be written ({error.strerror})")
-    print(write(found, args.out, baseline))
+    print(write(records, args.out, baseline))
     print(f"Report: {args.out}/index.html; tables as .csv, figures as .png, .svg and .pdf beside it")
 
 
@@ -70,7 +70,7 @@ def parser() -> argparse.ArgumentParser:
         "--baseline",
         metavar="NAME",
         help="label that speed-ups are over, or an optimizer: then its best label; default: adam, or "
-        "where there is none the first by name",
+        "without one the first by name",
     )
     p.add_argument(
         "--compare",
@@ -88,35 +88,35 @@ def refuse(message: str) -> NoReturn:
     sys.exit(2)
 
 
-def require_records(found: Folder, folder: Path) -> None:
+def require_records(records: Folder, folder: Path) -> None:
     """Reports what could not be used; ends the command where that leaves no record."""
-    for error in found.errors:
+    for error in records.errors:
         print(f"skipped {error.path}, line {error.line}: {error.reason}", file=sys.stderr)
-    if found.runs.empty:
-        unusable = f", and {len(found.errors)} lines or files not usable" if found.errors else ""
+    if records.runs.empty:
+        unusable = f", and {len(records.errors)} lines or files not usable" if records.errors else ""
         refuse(f"{folder}: no records there{unusable}; make some with run.py")
 
 
-def names_of(found: Folder) -> list[str]:
+def names_of(records: Folder) -> list[str]:
     """Optimizers, and the names of those of which there are several versions."""
-    return sorted({*found.runs["optimizer"], *found.runs["optimizer_name"]})
+    return sorted({*records.runs["optimizer"], *records.runs["optimizer_name"]})
 
 
-def default_baseline(found: Folder) -> str:
+def default_baseline(records: Folder) -> str:
     """Adam, or the first by name."""
-    names = names_of(found)
+    names = names_of(records)
     return "adam" if "adam" in names else names[0]
 
 
-def write(found: Folder, out: Path, baseline: str = "adam") -> str:
+def write(records: Folder, out: Path, baseline: str = "adam") -> str:
     """Writes the whole report of a folder's records; its summary as Markdown."""
-    ends, lines = trials.trials(found.frame), curves.curves(found.frame)
-    styles = styles_of(found.runs)
-    warnings = checks.warnings(found, ends)
+    ends, lines = trials.trials(records.frame), curves.curves(records.frame)
+    styles = styles_of(records.runs)
+    warnings = checks.warnings(records, ends)
     ratios = speedups.speedups(ends, baseline)
     matched = matched_quality.matched_quality(ends, baseline)
-    parts = list(sections.sections(found, ends, lines, ratios, matched, baseline, styles))
-    write_data(found, ends, out)
+    parts = list(sections.sections(records, ends, lines, ratios, matched, baseline, styles))
+    write_data(records, ends, out)
     write_sections(parts, out)
     best = trials.best_per_optimizer(ends)
     ratios = ratios.merge(best[[*GROUP, "label"]].drop_duplicates())
@@ -125,15 +125,15 @@ def write(found: Folder, out: Path, baseline: str = "adam") -> str:
     sentences = [*headlines.headlines(best, ratios)]
     thinned, notes = tables.thin(lines)
     page = html.Page(
-        title="FunMatch: " + ", ".join(sorted(found.runs["task"].unique())),
+        title="FunMatch: " + ", ".join(sorted(records.runs["task"].unique())),
         headlines=sentences,
         warnings=warnings,
         curves=thinned,
         targets=targets(ends),
         styles=styles,
         sections=[replace(part, table=tables.readable(part.table)) for part in parts if part.shown],
-        runs=tables.runs_table(found.runs, ends, out),
-        provenance=tables.provenance(found.runs),
+        runs=tables.runs_table(records.runs, ends, out),
+        provenance=tables.provenance(records.runs),
         notes=notes,
     )
     (out / "index.html").write_text(html.render(page, out), encoding="utf-8")
@@ -151,13 +151,13 @@ def styles_of(runs: pd.DataFrame) -> figures.Styles:
     return styles
 
 
-def write_data(found: Folder, ends: pd.DataFrame, out: Path) -> None:
+def write_data(records: Folder, ends: pd.DataFrame, out: Path) -> None:
     """The tidy frames: measurements (CSV, Parquet), and trials."""
-    measured = [*frames.CLOCKS, *frames.metrics_of(found.frame)]
-    write_csv(found.frame[[*IN_A_MEASUREMENT, *measured]], out / "measurements.csv")
-    found.frame.to_parquet(out / "measurements.parquet", index=False)
-    own = ["run_id", *(name for name in found.runs if name not in ends)]
-    write_csv(ends.merge(found.runs[own], on="run_id"), out / "trials.csv")
+    measured = [*frames.CLOCKS, *frames.metrics_of(records.frame)]
+    write_csv(records.frame[[*IN_A_MEASUREMENT, *measured]], out / "measurements.csv")
+    records.frame.to_parquet(out / "measurements.parquet", index=False)
+    own = ["run_id", *(name for name in records.runs if name not in ends)]
+    write_csv(ends.merge(records.runs[own], on="run_id"), out / "trials.csv")
 
 
 def write_csv(table: pd.DataFrame, path: Path) -> None:

@@ -4,7 +4,7 @@ A record's measurement has columns `<part>_<name>`, where part is one of PARTS a
 or the name alone (a diagnostic, such as `grad_norm`). Standard library only: analysis reads this module
 without jax.
 
-A new metric is a function that scores it (testbed/problem/evaluation.py) and a row here, or in the
+A new metric is a function that scores it (testbed/problem/scores.py) and a row here, or in the
 header of a task's records: `"metrics": {"bits": {"label": "bits", "better": "min", "drawn": "log"}}`.
 """
 
@@ -54,6 +54,8 @@ METRICS = (
     Metric("grad_norm", "gradient norm", "", "none", "log"),
     Metric("update_norm", "update norm", "", "none", "log"),
     Metric("sharpness", "sharpness (largest Hessian eigenvalue)"),
+    Metric("sharpness_error", "relative residual of the sharpness", "", "none", "log"),
+    Metric("optimizer_condition_number", "optimizer: condition number", "", "none", "log"),
 )
 _ROWS = {metric.name: metric for metric in METRICS}
 

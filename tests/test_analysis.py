@@ -138,7 +138,7 @@ def test_matched_quality_interpolates_in_logarithms(tmp_path):
         assert found[["speedup", "low", "high"]].tolist() == pytest.approx([2, 2, 2])
         assert found["needed"] == pytest.approx(horizon / 2)
         assert found["bound"] == ""
-    # At 100 steps the other is better from its first horizon on: a bound, and told as one.
+    # At 100 steps the other is better from its first horizon on: a bound, and named as one.
     assert table.loc[100, ["speedup", "low", "high", "bound"]].tolist() == [1, 1, np.inf, "at least"]
 
 
@@ -219,9 +219,9 @@ def test_a_medians_curve_is_scipys(folder):
 def test_medians_of_misses_say_so():
     nan = np.nan
     assert str(survival.median([10, 20, nan, nan, nan], [100] * 5)) == "not reached"
-    told = survival.median([10, 20, 30, nan, nan], [100] * 5)
-    assert (told.value, told.low, told.high, told.missed, told.n) == (30, 10, np.inf, 2, 5)
-    assert str(told) == "30 [10, ∞)"
+    median = survival.median([10, 20, 30, nan, nan], [100] * 5)
+    assert (median.value, median.low, median.high, median.missed, median.n) == (30, 10, np.inf, 2, 5)
+    assert str(median) == "30 [10, ∞)"
     # Who was watched until 15 only may still have been the first: half of the rest is there at 20.
     assert survival.median([10, nan, 20, 30], [10, 15, 20, 30]).value == 20
     assert str(survival.median([], [])) == "-"

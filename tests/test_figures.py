@@ -272,22 +272,22 @@ def drawn_of(ends):
 
 
 def test_figures_of_real_tables_are_readable(real):
-    told = []
+    seen = []
     for figure in drawn_of(real):
         assert_readable(figure)
-        told.append(" ".join(text.replace("\n", " ") for text, _ in texts(figure)))
-    adams, adams_few, sgds, _, lions = told[:5]
+        seen.append(" ".join(text.replace("\n", " ") for text, _ in texts(figure)))
+    adams, adams_few, sgds, _, lions = seen[:5]
     for figure in (adams, sgds, lions):
         assert "hollow: a bound" in figure
     assert "Over adam" in adams
     assert "at most" in adams_few
-    assert "at least 16" in told[6], "shampoo is better from its first horizon on"
-    assert "at most 1" in told[6]
-    assert "held-out KL (nats), best of k" in told[8]
-    assert "steps to the target, best of k" in told[9]
-    assert "held-out KL / the best one's" in told[10]
-    assert "held-out error, best of k" in told[11]
-    assert "the best held-out accuracy / each one's" in told[13]
+    assert "at least 16" in seen[6], "shampoo is better from its first horizon on"
+    assert "at most 1" in seen[6]
+    assert "held-out KL (nats), best of k" in seen[8]
+    assert "steps to the target, best of k" in seen[9]
+    assert "held-out KL / the best one's" in seen[10]
+    assert "held-out error, best of k" in seen[11]
+    assert "the best held-out accuracy / each one's" in seen[13]
 
 
 def arrows_and_markers(axes):
@@ -336,24 +336,24 @@ def test_a_bound_is_hollow_with_an_arrow_where_it_is_open(real):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_figures_say_who_is_missing(kind):
-    told = " ".join(text for text, _ in texts(KINDS[kind](**SIZES["diverged runs only"])))
+    seen = " ".join(text for text, _ in texts(KINDS[kind](**SIZES["diverged runs only"])))
     if kind != "profile":  # where a line at 0 says it
-        assert any(word in told for word in ("diverged", "no ratio", "finite", "No trial"))
+        assert any(word in seen for word in ("diverged", "no ratio", "finite", "No trial"))
 
 
 def test_one_seed_is_told_and_has_no_band():
     figure = KINDS["time to accuracy"](**SIZES["one seed"])
     assert any("n = 1 seed" in text for text, _ in texts(figure))
-    told = texts(KINDS["time to accuracy"](**SIZES["three optimizers"]))
-    assert any("n = 5 seeds" in text for text, _ in told)
+    seen = texts(KINDS["time to accuracy"](**SIZES["three optimizers"]))
+    assert any("n = 5 seeds" in text for text, _ in seen)
 
 
 def test_of_many_configurations_the_best_is_named():
-    told = [text for text, _ in texts(KINDS["time to accuracy"](**SIZES["many configurations"]))]
-    assert set(KNOWN[:3]) < set(told)
-    assert any("+ 15 other configurations" in text.replace("\n", " ") for text in told)
-    told = [text for text, _ in texts(KINDS["time to accuracy"](**SIZES["several configurations"]))]
-    assert sum("learning" in text for text in told) == 9
+    seen = [text for text, _ in texts(KINDS["time to accuracy"](**SIZES["many configurations"]))]
+    assert set(KNOWN[:3]) < set(seen)
+    assert any("+ 15 other configurations" in text.replace("\n", " ") for text in seen)
+    seen = [text for text, _ in texts(KINDS["time to accuracy"](**SIZES["several configurations"]))]
+    assert sum("learning" in text for text in seen) == 9
 
 
 def colours(figure):

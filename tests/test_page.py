@@ -299,6 +299,26 @@ def test_axes_metrics_and_groups_switch(show):
     expect(tab.locator("#plot .annotation")).to_have_text("nothing to draw: no finite value")
 
 
+def test_what_may_be_negative_has_a_linear_axis_until_the_reader_chooses(show):
+    scalar = curve("adam", points=3).assign(**dict.fromkeys(("sharpness_low", "sharpness_high"), 1.0))
+    scalar["sharpness"] = [-2.0, 0.0, 3.0]
+    tab = show(page(scalar))
+    metric, log = tab.get_by_role("combobox", name="Metric"), tab.get_by_label("log y")
+    expect(log).to_be_checked()
+    metric.select_option("sharpness (largest Hessian eigenvalue)")
+    expect(log).not_to_be_checked()
+    assert lines(tab)["adam"]["y"] == [None, 0, 3]  # nowhere on a logarithmic axis is step 0
+    tab.get_by_label("log x").uncheck()
+    assert lines(tab)["adam"]["y"] == [-2, 0, 3]
+    log.check()
+    assert lines(tab)["adam"]["y"] == [None, None, 3]
+    metric.select_option("held-out KL (nats)")
+    expect(log).to_be_checked()
+    log.uncheck()
+    metric.select_option("held-out error")
+    expect(log).not_to_be_checked()  # as the reader chose
+
+
 def test_on_a_phone_nothing_is_too_wide_a_finger_scrolls_and_keys_reach_every_control(show):
     long = pd.DataFrame({f"column {i}": ["a" * 200] for i in range(3)})
     section = Section("word" * 40, "word" * 200, long, group="word" * 40)

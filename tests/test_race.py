@@ -85,8 +85,8 @@ def test_trouble_of_the_machine_leaves_the_ratio_of_interleaved_trials():
         raced.append(seconds([n for n, _ in turns]))
         apart.append(seconds([0] * segments + [1] * segments))
         slowness = np.roll(slowness, -2 * segments)
-    told = ratio.geometric_mean(raced)
-    assert told.low <= 1 <= told.high
+    interval = ratio.geometric_mean(raced)
+    assert interval.low <= 1 <= interval.high
     assert np.std(np.log(raced)) < np.std(np.log(apart)) / 4
 
 
@@ -111,9 +111,11 @@ def test_a_miss_is_told_and_bounds_the_ratio(tmp_path):
     assert list(rival["ratio_of_steps_to_target"]) == pytest.approx([1 / 3, 1 / 3, 4 / 3, 1 / 4])
     assert list(table[table["lane"] == "lost"]["bound"]) == ["at least"] * 3 + ["none"]
     assert list(statistics.standings(table)["reached"]) == ["3 of 4", "3 of 4", "0 of 4"]
-    told = statistics.sentence(table, "rival", "base", "kl <= 1")
-    assert told.startswith("rival: 0.3333 [0.25, 1.333] of base's seconds to kl <= 1, 0.3333 [0.25, ")
-    assert told.endswith(
+    sentence = statistics.sentence(table, "rival", "base", "kl <= 1")
+    assert sentence.startswith(
+        "rival: 0.3333 [0.25, 1.333] of base's seconds to kl <= 1, 0.3333 [0.25, "
+    )
+    assert sentence.endswith(
         "1 [1, 1] of its seconds per step; n = 4; base missed it on 1; rival missed it on 1"
     )
     lost = statistics.sentence(table, "lost", "base", "kl <= 1")

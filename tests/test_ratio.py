@@ -41,7 +41,7 @@ def test_unpaired_and_without_misses_it_is_welchs():
     assert found.n == 5
 
 
-@pytest.mark.filterwarnings("ignore:Precision loss")  # SciPy, of times that are all cut alike
+@pytest.mark.filterwarnings("ignore:Precision loss")  # SciPy, of times that are all cut equally
 @pytest.mark.parametrize("pairing", [ratio.paired, ratio.unpaired])
 @pytest.mark.parametrize("seed", range(8))
 def test_with_misses_it_is_all_that_the_test_by_hand_does_not_reject(pairing, seed):
@@ -56,8 +56,8 @@ def test_with_misses_it_is_all_that_the_test_by_hand_does_not_reject(pairing, se
         theirs = np.fmin(np.fmin(base.reached, base.watched), cut)
         logs = np.log(mine), np.log(theirs)
         if pairing is ratio.paired:
-            told = np.log(mine / theirs)[(mine < cut) | (theirs < cut)]
-            return len(told) < 3 or stats.ttest_1samp(told, 0).pvalue >= 0.05
+            informative = np.log(mine / theirs)[(mine < cut) | (theirs < cut)]
+            return len(informative) < 3 or stats.ttest_1samp(informative, 0).pvalue >= 0.05
         return stats.ttest_ind(*logs, equal_var=False).pvalue >= 0.05
 
     found = pairing(base, other)

@@ -155,7 +155,7 @@ def everything_of(folder):
     """All but the figures: of three good records and an odd one."""
     found = frames.read(folder)
     assert 3 <= len(found.runs) <= 4
-    assert len(found.runs) == 4 or found.errors, "what is left out is told"
+    assert len(found.runs) == 4 or found.errors, "what is left out is an error"
     ends = trials.trials(found.frame)
     (folder / "out").mkdir()
     report.write_data(found, ends, folder / "out")

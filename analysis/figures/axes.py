@@ -4,6 +4,7 @@ All sizes are in inches and points as printed, so that what fits here fits on pa
 """
 
 import functools
+import io
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, ParamSpec
@@ -120,6 +121,16 @@ def enumeration(names: Sequence[str], most: int = 3) -> str:
 # Sheets: figures laid out in inches from their lower left corner
 
 
+class Sheet(Figure):
+    """A figure that a notebook shows as the value of a cell, without pyplot."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        with mpl.rc_context(RC):
+            self.savefig(buffer, format="png", dpi=100)
+        return buffer.getvalue()
+
+
 class Row(NamedTuple):
     """Panels side by side."""
 
@@ -159,7 +170,7 @@ def sheet(
     below_title = 0.08 + height_of(title)
     above = below_title + height_of(note) + head
     height = above + sum(row.height for row in rows) + gap * (len(rows) - 1) + below
-    figure = Figure(figsize=(WIDTH, height))
+    figure = Sheet(figsize=(WIDTH, height))
     write(figure, 0.05, height - 0.05, title, va="top", size=FONT + 1)
     write(figure, 0.05, height - below_title, note, va="top", color=GREY)
     panels, top = [], height - above
@@ -189,7 +200,7 @@ def stroke(figure: Figure, x: Sequence[float], y: Sequence[float], **kwargs: Any
 
 
 def page(axes: Axes) -> tuple[Figure, Bbox]:
-    """The figure of a panel, and where it lies there in inches."""
+    """The figure of a panel, and where it lies in it, in inches."""
     figure = axes.get_figure()
     assert isinstance(figure, Figure)
     return figure, axes.get_window_extent().transformed(figure.dpi_scale_trans.inverted())
@@ -281,8 +292,8 @@ def logarithmic(
 
 def linear(axes: Axes, name: Literal["x", "y"], low: float, high: float) -> None:
     """A linear axis with these limits, and round ticks between them."""
-    found = MaxNLocator(4, steps=[1, 2, 5, 10]).tick_values(low, high)
-    ticks = [round(float(tick), 9) for tick in found if low <= tick <= high]
+    candidates = MaxNLocator(4, steps=[1, 2, 5, 10]).tick_values(low, high)
+    ticks = [round(float(tick), 9) for tick in candidates if low <= tick <= high]
     set_ticks, set_limits = (
         (axes.set_xticks, axes.set_xlim) if name == "x" else (axes.set_yticks, axes.set_ylim)
     )

@@ -57,7 +57,7 @@ def patience(
     entries = {line.entry.label: line.entry for line in full}
     arrows = matched[matched["needed"].notna() & matched["label"].isin(entries)]
     arrows = arrows[arrows["horizon"] == matched["horizon"].max()]
-    room = [ROOM * (arrows["bound"] == bound).any() for bound in ("at least", "at most")]
+    room = [ROOM if (arrows["bound"] == bound).any() else 0.0 for bound in ("at least", "at most")]
     numbers = ratios(arrows)
     notes = [
         seeds(finals[finals["label"].isin(entries)], "median", "bars: 95 % interval"),

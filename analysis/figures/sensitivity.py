@@ -114,7 +114,7 @@ def lower_hull(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.flo
     """(2, m): the vertices of the greatest convex function below the points (Andrew 1979)."""
     hull: list[tuple[float, float]] = []
     for px, py in sorted(zip(x.tolist(), y.tolist(), strict=True)):
-        if hull and hull[-1][0] == px:  # the lower of them is there
+        if hull and hull[-1][0] == px:  # the lower of them is on it
             continue
         while len(hull) > 1:
             (ax, ay), (bx, by) = hull[-2:]

@@ -102,11 +102,11 @@ def line_of(
     """
     own = own.sort_values(axis)
     values = own[[axis, y, low or y, high or y]].to_numpy(float)
-    there = np.isfinite(values[:, :2]).all(axis=1) & (values[:, 0] > 0)
-    there &= linear | (values[:, 1] > 0)
+    drawable = np.isfinite(values[:, :2]).all(axis=1) & (values[:, 0] > 0)
+    drawable &= linear | (values[:, 1] > 0)
     if len(values) and np.isinf(values[-1, 1]):
         entry = entry._replace(text=f"{entry.text} (diverged)")
-    x, middle, bottom, top = values[there].T
+    x, middle, bottom, top = values[drawable].T
     return Line(entry, x, middle, bottom, top) if low else Line(entry, x, middle)
 
 
@@ -165,13 +165,15 @@ def curves_of(table: pd.DataFrame, target: Target | None) -> tuple[pd.DataFrame,
     Where nothing is known of a target, there is a metric that is best at the end, and no level.
 
     Raises:
-      ValueError: they are of several tasks or horizons, or of none.
+      ValueError: they are of several tasks or horizons, or there are none.
     """
-    workloads = table[["task", "total_steps"]].drop_duplicates()
+    if table.empty:
+        raise ValueError("no measurements: the folder has no records, or none of them were selected")
+    workloads = table[["task", "total_steps"]].drop_duplicates().sort_values(["task", "total_steps"])
     if len(workloads) != 1:
         named = ", ".join(f"{task} at {steps}" for task, steps in workloads.itertuples(index=False))
         raise ValueError(
-            f"curves of {named or 'nothing'}: give those of one task and horizon, such as "
+            f"curves of {named}: give those of one task and horizon, such as "
             'frame[(frame["task"] == "digits") & (frame["total_steps"] == 1000)]'
         )
     if "run_id" in table:

@@ -56,9 +56,12 @@ def speedups(
       styles: of the optimizers; default: `style.styles` of those in the table.
       title: the figure's; where there is none, the baseline, and the workload if it is one.
       baseline: where the table is of measurements: a label, or an optimizer.
+
+    Raises:
+      ValueError: no trial of the baseline is among the measurements.
     """
     if "run_id" in table:
-        table = statistics.speedups(trials(table), baseline)
+        table = _of_measurements(table, baseline)
     styles = styles or style.styles(set(table["optimizer"]))
     known = table.sort_values("speedup", ascending=False, kind="stable")
     parts = [known[known["axis"] == axis] for axis in QUANTITIES]
@@ -85,6 +88,13 @@ def speedups(
     for y, text in zip(centres, numbers, strict=False):
         write(figure, WIDTH - 0.05, top - y, text, ha="right", va="center_baseline")
     return figure
+
+
+def _of_measurements(frame: pd.DataFrame, baseline: str) -> pd.DataFrame:
+    names = sorted({*frame["optimizer_name"], *frame["label"]})
+    if baseline not in names:
+        raise ValueError(f"baseline {baseline!r} is not in the table; it has {', '.join(names)}")
+    return statistics.speedups(trials(frame), baseline)
 
 
 def _note(parts: list[pd.DataFrame]) -> str:

@@ -65,7 +65,7 @@ def styles(optimizers: Collection[str], names: Mapping[str, str] | None = None) 
     """A style for each optimizer, all different for up to 49; the rest begin again.
 
     Colour and marker change together, so that neighbours differ in both and grey prints can be read.
-    Those of other names depend on who else is there: the colour that has been given least, and a marker
+    Those of other names depend on the others: the colour that has been given least, and a marker
     that is not yet with it.
 
     Args:
@@ -74,15 +74,15 @@ def styles(optimizers: Collection[str], names: Mapping[str, str] | None = None) 
         its name.
     """
     known = {name: _style(i) for i, name in enumerate(KNOWN)}
-    found = {name: known.pop(name) for name in KNOWN if name in set(optimizers)}
-    others = sorted(set(optimizers) - found.keys())
+    assigned = {name: known.pop(name) for name in KNOWN if name in set(optimizers)}
+    others = sorted(set(optimizers) - assigned.keys())
     for name in others:
         if (version_of := (names or {}).get(name)) in known:
-            found[name] = known.pop(version_of)
+            assigned[name] = known.pop(version_of)
     for name in others:
-        if name not in found:
-            found[name] = _least_used([*found.values()])
-    return found
+        if name not in assigned:
+            assigned[name] = _least_used([*assigned.values()])
+    return assigned
 
 
 def _style(i: int) -> Style:

@@ -24,17 +24,17 @@ COLUMNS = ["task", "optimizer", "of", "before", "after", "after / before", "n", 
 class Side(NamedTuple):
     """One of the two folders."""
 
-    found: frames.Folder
+    records: frames.Folder
     ends: pd.DataFrame
 
 
 def read(folder: Path) -> Side:
     """A folder's records, with the names of optimizers that the records have."""
-    found = frames.read(folder)
-    if found.frame.empty:
-        return Side(found, pd.DataFrame())
-    ends = trials.trials(found.frame)
-    return Side(found, ends.assign(optimizer=ends["optimizer_name"]))
+    records = frames.read(folder)
+    if records.frame.empty:
+        return Side(records, pd.DataFrame())
+    ends = trials.trials(records.frame)
+    return Side(records, ends.assign(optimizer=ends["optimizer_name"]))
 
 
 def report(before: Side, after: Side) -> str:
@@ -48,7 +48,7 @@ def report(before: Side, after: Side) -> str:
     if unmatched:
         lines += ["", *(f"- {line}" for line in unmatched)]
     for name, side in (("before", before), ("after", after)):
-        lines += [f"- {name}: {markdown.escape(c)}" for c in checks.of_records(side.found)]
+        lines += [f"- {name}: {markdown.escape(c)}" for c in checks.of_records(side.records)]
     return "\n".join(lines)
 
 

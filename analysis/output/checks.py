@@ -15,25 +15,25 @@ EARLY = 0.8  # of the schedule: a target met before that is met by a schedule me
 MOST = 20  # damaged files that are named one by one
 
 
-def warnings(found: Folder, ends: pd.DataFrame) -> list[str]:
+def warnings(records: Folder, ends: pd.DataFrame) -> list[str]:
     """All that apply to a folder of records; `ends` is `trials.trials` of it."""
-    return [*of_records(found), *_seeds(ends), *_budgets(found.runs), *_early_targets(ends)]
+    return [*of_records(records), *_seeds(ends), *_budgets(records.runs), *_early_targets(ends)]
 
 
-def of_records(found: Folder) -> list[str]:
+def of_records(records: Folder) -> list[str]:
     """Those about the records themselves: damage, versions, devices, code, how runs ended."""
     return [
-        *_damage(found),
-        *_versions(found.runs),
-        *_devices(found.runs),
-        *_code(found.runs),
-        *_endings(found.runs),
+        *_damage(records),
+        *_versions(records.runs),
+        *_devices(records.runs),
+        *_code(records.runs),
+        *_endings(records.runs),
     ]
 
 
-def _damage(found: Folder) -> Iterator[str]:
+def _damage(records: Folder) -> Iterator[str]:
     of_file: dict[Path, list[ReadError]] = {}
-    for error in found.errors:
+    for error in records.errors:
         of_file.setdefault(error.path, []).append(error)
     for path, (first, *more) in list(of_file.items())[:MOST]:
         line = f", line {first.line}" if first.line else ""
@@ -111,7 +111,7 @@ def _early_targets(ends: pd.DataFrame) -> Iterator[str]:
             named = ", ".join(f"{name} at {share:.0%}" for name, share in early.items())
             yield (
                 f"Target met before the schedule's end in {_named(key)}: {named} of the steps. A "
-                "schedule for fewer steps may be there sooner; matched quality does not depend on it."
+                "schedule for fewer steps may reach it sooner; matched quality does not depend on it."
             )
 
 

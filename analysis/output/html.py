@@ -88,7 +88,7 @@ class Page:
         styles: How each optimizer of `curves` is drawn.
         sections: Tables and figures, in the order of their groups' first, and of their own. Their tables
             are readable, and their figures drawn.
-        runs: One row per trial. Its column `record`, if there, has the path of the record relative to
+        runs: One row per trial. Its column `record`, if any, has the path of the record relative to
             the page.
         provenance: What the numbers depend on, as a table.
         notes: Remarks for the end.

@@ -35,8 +35,9 @@ SPEEDUPS = (
     "Baseline's time to the target / the other's, paired by seed. The interval is the set of ratios "
     "that a t-test of log times does not reject, both sides cut at the time they were watched for, so "
     "that misses count without a time being made up for them; it allows for what may have happened "
-    "since the measurement before (analysis/ratio.py). P(faster) is one minus the one-sided p-value; "
-    "wins: on how many seeds it was there first. Of 20 intervals of equal optimizers, one "
+    "since the measurement before (analysis/statistics/ratio.py). P(faster) is one minus the one-sided "
+    "p-value; "
+    "wins: on how many seeds it reached the target first. Of 20 intervals of equal optimizers, one "
     "excludes 1 by chance."
 )
 TIMES = (
@@ -96,7 +97,7 @@ COST = (
 
 
 def sections(
-    found: Folder,
+    records: Folder,
     ends: pd.DataFrame,
     lines: pd.DataFrame,
     speedups: pd.DataFrame,
@@ -110,7 +111,7 @@ def sections(
     `matched_quality.matched_quality`.
     """
     tuned, points = tuning.tuning_curves(ends), sensitivity.sensitivity(ends)
-    costs = cost.cost_split(found.runs)
+    costs = cost.cost_split(records.runs)
     for workload in workloads(ends):
         trials, own = workload.rows(ends), workload.rows(lines)
         target = curves.target(trials)
@@ -126,7 +127,7 @@ def sections(
     yield Section("Held-out results", SUMMARY, summary.summary(ends), name="summary")
     yield from _patience(matched_quality.finals(ends), matched, styles)
     yield from _profile(ends, styles)
-    yield from _overfitting(found.frame, lines, styles)
+    yield from _overfitting(records.frame, lines, styles)
 
 
 class Workload(NamedTuple):

@@ -35,7 +35,7 @@ def curves(frame: pd.DataFrame) -> pd.DataFrame:
     """One row per configuration and step, from measurements (`frames.load`).
 
     Columns: those of LINE; step; epoch and train_seconds (medians of those that have them, else NaN);
-    n, the seeds that are there; and for each metric m of the frame (`frames.metrics_of`): m, its median,
+    n, the number of seeds; and for each metric m of the frame (`frames.metrics_of`): m, its median,
     m_low and m_high, its quartiles.
 
     From its last finite measurement on, a trial that diverged or failed counts as worse than all others
@@ -70,7 +70,7 @@ def curves(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def measured(table: pd.DataFrame) -> list[Metric]:
-    """The metrics of a table of curves that have a value there, in a reader's order."""
+    """The metrics of a table of curves that have a value, in a reader's order."""
     known = [str(name) for name in table if f"{name}_low" in table and table[name].notna().any()]
     return [frames.metric(table, name) for name in in_order(known)]
 
@@ -81,7 +81,7 @@ def _with_the_lost(rows: pd.DataFrame, lost: pd.Series, metrics: Sequence[Metric
     present = rows[names].notna().groupby(rows[GROUP_ID]).transform("any")
     present |= ~present.any(axis=1).to_numpy()[:, None]  # of a group that measured nothing, all
     worst = np.where(present, [metric.worst for metric in metrics], np.nan)
-    last = rows["step"].where(_finite(rows[names], present, metrics))
+    last = rows["step"].where(_finite(rows, present, metrics))
     last = last.groupby(rows[TRIAL_ID]).transform("max")
     first = rows.groupby(TRIAL_ID)["step"].transform("min")
     never = lost & last.isna()
@@ -98,17 +98,17 @@ def _with_the_lost(rows: pd.DataFrame, lost: pd.Series, metrics: Sequence[Metric
     return pd.concat([kept, _after(kept, ended, names)], ignore_index=True)
 
 
-def _finite(values: pd.DataFrame, present: pd.DataFrame, metrics: Sequence[Metric]) -> pd.Series:
-    """Whether all of a measurement is finite that its group measures, of metrics that say so.
+def _finite(rows: pd.DataFrame, present: pd.DataFrame, metrics: Sequence[Metric]) -> pd.Series:
+    """Whether all of a measurement is finite of the metrics that have a direction.
 
-    Those are the ones that grow without bounds, where there are any: accuracies stay finite when logits
-    do not.
+    Of these, the ones that the trial ever measured count: a KL says that a trial broke down, where
+    accuracies stay finite. A trial that measured none of those that its group did broke down at once.
     """
-    falling, rising = (
-        present & [metric.better == better for metric in metrics] for better in ("min", "max")
-    )
-    rising = rising & ~falling.any(axis=1).to_numpy()[:, None]
-    return (values.notna() | ~(falling | rising)).all(axis=1)
+    directed = [metric.name for metric in metrics if metric.better != "none"]
+    known = rows[directed].notna()
+    measured = known.groupby(rows[TRIAL_ID]).transform("any")
+    broke_at_once = present[directed].any(axis=1) & ~measured.any(axis=1)
+    return (known | ~measured).all(axis=1) & ~broke_at_once
 
 
 def _after(kept: pd.DataFrame, ended: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
@@ -133,17 +133,17 @@ def _quartiles(
     Unlike NumPy's, defined next to infinite values: whatever lies between one and a finite value is
     infinite.
     """
-    there = ~np.isnan(values)
-    values, place = values[there], place[there]
+    known = ~np.isnan(values)
+    values, place = values[known], place[known]
     values = np.append(values[np.lexsort((values, place))], np.nan)  # a place of none is at its end
     counts = np.bincount(place, minlength=places)
     starts = np.cumsum(counts) - counts
-    found = np.full((3, places), np.nan)
+    quartiles = np.full((3, places), np.nan)
     some = counts > 0
-    for row, share in zip(found, (0.25, 0.5, 0.75), strict=True):
+    for row, share in zip(quartiles, (0.25, 0.5, 0.75), strict=True):
         at = share * (counts[some] - 1)
         below, above = (values[starts[some] + edge(at).astype(int)] for edge in (np.floor, np.ceil))
         with np.errstate(invalid="ignore"):
             mixed = below + at % 1 * (above - below)
         row[some] = np.where(np.isnan(mixed), below, mixed)  # 0 * inf, inf - inf
-    return found
+    return quartiles

@@ -16,7 +16,7 @@ def matched_quality(ends: pd.DataFrame, baseline: str) -> pd.DataFrame:
     """How many times fewer steps are needed for what the baseline has at the end of a horizon.
 
     The paper's sense of "Shampoo in 1200 epochs what Adam has in 4800": every trial runs to the end of
-    its own schedule. Each optimizer is there with its best configuration at each horizon. Test KL at
+    its own schedule. Each optimizer enters with its best configuration at each horizon. Test KL at
     the end is interpolated between the other's horizons, linearly in log steps and log KL, for each
     seed; the ratio is where its mean log distance to the baseline's KL is zero, the interval what a
     t-test of that distance over the seeds does not reject (a Fieller interval). Beyond the other's

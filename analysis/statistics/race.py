@@ -20,13 +20,13 @@ def measurements(folder: Path, lanes: Sequence[str], run_ids: Collection[str]) -
     for lane in lanes:
         frame, _ = frames.load(folder / lane)
         parts.append(frame[frame["run_id"].isin(list(run_ids))].assign(label=lane))
-    return pd.concat(parts, ignore_index=True)
+    return frames.with_metrics(pd.concat(parts, ignore_index=True), parts[0])
 
 
 def resumed_seeds(paths: Sequence[Path]) -> list[int]:
     """Seeds of the records whose trials were interrupted and resumed."""
-    found = [records.read(path) for path in paths]
-    return sorted({r.header["seed"] for r in found if not r.end or r.end["resumed"]})
+    trials_of = [records.read(path) for path in paths]
+    return sorted({r.header["seed"] for r in trials_of if not r.end or r.end["resumed"]})
 
 
 def pairs(frame: pd.DataFrame, baseline: str) -> pd.DataFrame:
@@ -39,7 +39,7 @@ def pairs(frame: pd.DataFrame, baseline: str) -> pd.DataFrame:
     target counts its whole trial, and bound says what the ratio then is: "at least" or "at most" that.
     Where neither was, it is NaN, and bound "none".
     """
-    # Rivals with the same run_id are told apart by their lane.
+    # Rivals may have the same run_id: their lane is what differs.
     ends = trials.trials(frame.assign(run_id=frame["label"] + "/" + frame["run_id"]))
     metric = ends["target_metric"].iloc[0]
     table = pd.DataFrame(
@@ -100,26 +100,26 @@ def standings(table: pd.DataFrame) -> pd.DataFrame:
 def sentence(table: pd.DataFrame, lane: str, baseline: str, target: str) -> str:
     """How a lane did against the baseline, from `pairs`: below 1 it is faster; misses are censored."""
     group, base = (table[table["lane"] == name].set_index("seed") for name in (lane, baseline))
-    group, base = group.loc[group.index.intersection(base.index)], base.loc[base.index.isin(group.index)]
-    base = base.loc[group.index]
+    seeds = group.index.intersection(base.index)
+    group, base = group.loc[seeds], base.loc[seeds]
     per_step = ratio.geometric_mean(group["ratio_of_seconds_per_step"])
     seconds, steps = (to_target(group, base, axis) for axis in ("seconds", "steps"))
-    told = f"{lane}: nobody was at {target}"
+    text = f"{lane}: neither was at {target}"
     if np.isfinite(steps.value):
-        told = f"{lane}: {seconds} of {baseline}'s seconds to {target}, {steps} of its steps"
-    told += f", {per_step} of its seconds per step; n = {len(group)}"
-    told += ", no interval" if len(group) < ratio.FEWEST else ""
+        text = f"{lane}: {seconds} of {baseline}'s seconds to {target}, {steps} of its steps"
+    text += f", {per_step} of its seconds per step; n = {len(group)}"
+    text += ", no interval" if len(group) < ratio.FEWEST else ""
     for name, side in ((baseline, base), (lane, group)):
         if missed := int(side["steps_to_target"].isna().sum()):
-            told += f"; {name} missed it on {missed}"
-    return told
+            text += f"; {name} missed it on {missed}"
+    return text
 
 
 def to_target(group: pd.DataFrame, base: pd.DataFrame, axis: str) -> ratio.Ratio:
     """A lane's steps or seconds to the target / the baseline's; rows of `pairs`, of the same seeds.
 
-    To the measurement at which it was seen there, without what the cadence of measurements allows: all
-    lanes are measured at the same steps, and the seconds up to those are what a race compares.
+    To the measurement that first saw it at the target, without what the cadence allows: all lanes are
+    measured at the same steps, and the seconds up to those are what a race compares.
     """
     times = (
         ratio.Times(*(side[f"{axis}_{what}"].to_numpy(float) for what in ("to_target", "watched")))

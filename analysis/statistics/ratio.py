@@ -6,7 +6,7 @@ of the two times that they were watched for; what is then compared are logarithm
 keeps the test honest however many are censored: under the truth the two sides have one distribution.
 A pair of which both are cut says nothing about that ratio and is left out of its test, as ties are of
 Wilcoxon's.
-Where nobody is censored this is Student's interval on the logarithms of the ratios, which covers about
+Where none is censored this is Student's interval on the logarithms of the ratios, which covers about
 as often as it says for five pairs too; a percentile bootstrap of five does not (`python
 benchmarks/results/coverage.py`). Times are known to a measurement: how far that may move the ratio,
 either way, widens the interval in quadrature. Test inversion: Cox and Hinkley 1974, section 7.2;
@@ -41,7 +41,7 @@ class Times(NamedTuple):
 
     reached: Array  # [n], NaN: never while it was watched
     watched: Array  # [n]
-    cadence: Array | float = 0.0  # [n], since the measurement before, at which it was not there yet
+    cadence: Array | float = 0.0  # [n], since the measurement before, at which it had not reached it
 
 
 class Ratio(NamedTuple):
@@ -75,8 +75,9 @@ class Ratio(NamedTuple):
 
     @classmethod
     def of(cls, row: Mapping[Hashable, Any] | pd.Series) -> "Ratio":
-        """From a row of a table that has COLUMNS."""
-        return cls(row["speedup"], row["low"], row["high"], row["p_faster"], row["n"], row["bound"])
+        """From a row of a table that has COLUMNS; one for a figure may lack p_faster."""
+        p = row.get("p_faster", np.nan)
+        return cls(row["speedup"], row["low"], row["high"], p, row["n"], row["bound"])
 
     def as_columns(self) -> dict[str, object]:
         """For a row of such a table."""
@@ -145,7 +146,7 @@ def where_zero(differences: Callable[[Array], Array], knots: Array, n: int) -> R
     """The ratio at which n paired differences have mean 0, with interval.
 
     `differences` takes log ratios [m] and gives [m, n], in straight lines between the knots (log
-    ratios), on average growing. It is not asked beyond the knots: there an interval is not bounded.
+    ratios), on average growing. It is not evaluated beyond the knots, where an interval is not bounded.
     """
     return _invert(lambda theta: _one_sample(differences(theta)), knots, n, beyond=0.0)
 
@@ -157,9 +158,9 @@ def _logs(times: Times) -> tuple[Array, Array]:
 
 
 def _earlier(times: Times) -> float:
-    """How much earlier, in logarithms, the trials may have been there than they were seen: the median.
+    """How much earlier, in logarithms, trials may have reached the target than was seen: the median.
 
-    Infinite where most were there at their first measurement.
+    Infinite where most had reached it at their first measurement.
     """
     seen = ~np.isnan(times.reached)
     reached, cadence = times.reached[seen], np.broadcast_to(times.cadence, seen.shape)[seen]
@@ -172,7 +173,7 @@ def _earlier(times: Times) -> float:
 def _widened(
     mean: Array, error: Array, df: Array, base: float, other: float
 ) -> tuple[Array, Array, Array]:
-    """A test that also accepts what the cadence allows: if the base, or the other, was there earlier."""
+    """A test that also accepts what the cadence allows: that the base, or the other, was earlier."""
     allowed = np.where(mean > 0, other, base)
     return mean, np.hypot(error, allowed / special.stdtrit(df, (1 + LEVEL) / 2)), df
 

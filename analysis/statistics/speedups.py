@@ -19,7 +19,7 @@ def speedups(ends: pd.DataFrame, baseline: str) -> pd.DataFrame:
     """How many times faster than the baseline each configuration is at the target, per group.
 
     One row per configuration and axis (steps, seconds where timed): the ratio baseline's / its, with
-    its 95 % interval (analysis/ratio.py: misses are censored, not dropped), the confidence that it is
+    its 95 % interval (statistics/ratio.py: misses are censored, not dropped), the confidence that it is
     above 1, wins: on how many seeds it was first (a tie is half), and how many were at the target.
     Paired by seed where at least three seeds are shared, or all (the column `paired`). Groups in which
     targets differ are left out.

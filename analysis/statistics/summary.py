@@ -89,7 +89,8 @@ def summary(ends: pd.DataFrame) -> pd.DataFrame:
 
 def reported(ends: pd.DataFrame) -> list[Metric]:
     """The metrics of `trials` that tables show: held-out KL, those of the targets, all of test data."""
-    known = [frames.metric(ends, name) for name in in_order(frames.metrics_of(ends))]
+    measured = [name for name in frames.metrics_of(ends) if ends[name].notna().any()]
+    known = [frames.metric(ends, name) for name in in_order(measured)]
     shown = {"validation_kl", *ends["target_metric"]}
     return [
         metric

@@ -1,4 +1,4 @@
-"""Times to a target, of which some are censored: who never was there was watched for so long only.
+"""Times to a target, of which some are censored: a trial that missed it was only watched for so long.
 
 Kaplan and Meier 1958. Where all were watched equally long, the curve is the share of trials that were
 not yet at the target, and its median that of times in which a miss is later than all others.
@@ -16,7 +16,7 @@ FEWEST = 5  # values that make an interval of a median: the range of n covers it
 
 
 class Median(NamedTuple):
-    """A median time with its 95 % interval; inf: not reached. `missed` of `n` never were there."""
+    """A median time with its 95 % interval; inf: not reached. `missed` of `n` never reached it."""
 
     value: float
     low: float
@@ -36,42 +36,42 @@ class Median(NamedTuple):
 
 
 def median(reached: ArrayLike, watched: ArrayLike) -> Median:
-    """The Kaplan-Meier median of n trials: when they were there (NaN: never), until when watched.
+    """The Kaplan-Meier median of n trials: when they reached the target (NaN: never), how long watched.
 
     The interval is the bootstrap's over trials (Efron 1981, "Censored data and the bootstrap"); it is
     seeded.
     """
-    there, until = np.asarray(reached, float), np.asarray(watched, float)
-    n = len(there)
+    times, until = np.asarray(reached, float), np.asarray(watched, float)
+    n = len(times)
     if not n:
         return Median(np.nan, np.nan, np.nan, 0, 0)
     counts = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), RESAMPLES).astype(float)
-    value = float(medians(there, until, np.ones((1, n)))[0])
-    low, high = np.quantile(medians(there, until, counts), [0.025, 0.975], method="nearest")
-    return Median(value, float(low), float(high), int(np.isnan(there).sum()), n)
+    value = float(medians(times, until, np.ones((1, n)))[0])
+    low, high = np.quantile(medians(times, until, counts), [0.025, 0.975], method="nearest")
+    return Median(value, float(low), float(high), int(np.isnan(times).sum()), n)
 
 
 def survival(reached: Array, watched: Array, counts: Array) -> tuple[Array, Array]:
-    """The Kaplan-Meier curves of r samples in which trial i is there counts[:, i] times.
+    """The Kaplan-Meier curves of r samples that hold trial i counts[:, i] times.
 
-    Returns the distinct times of events [t], and the share of each sample that is not there yet
-    at and after them [r, t].
+    Returns the distinct times of events [t], and the share of each sample that has not reached the
+    target at and after them [r, t].
     """
     events = ~np.isnan(reached)
     left = np.where(events, reached, watched)
     times = np.unique(reached[events])
     at_risk = counts @ (left[:, None] >= times)
-    there = counts @ (reached[:, None] == times)
+    reaching = counts @ (reached[:, None] == times)
     with np.errstate(invalid="ignore"):
-        hazard = np.where(at_risk > 0, there / at_risk, 0.0)
+        hazard = np.where(at_risk > 0, reaching / at_risk, 0.0)
     return times, np.cumprod(1 - hazard, axis=1)
 
 
 def medians(reached: Array, watched: Array, counts: Array) -> Array:
-    """For each sample the time at which half are there, [r]; inf where that never is.
+    """For each sample the time at which half have reached the target, [r]; inf where half never do.
 
     Where the curve is at one half for a while, the middle of that while, so that it is the usual median
-    when nobody is censored.
+    when none is censored.
     """
     times, curves = survival(reached, watched, counts)
     times = np.append(times, np.inf)

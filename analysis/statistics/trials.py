@@ -20,7 +20,7 @@ def trials(frame: pd.DataFrame) -> pd.DataFrame:
     Adds, for steps and for seconds (NaN where trials are not timed), <axis>_to_target, those of the
     first measurement that is at least as good as the target, NaN where none is (it is censored, not
     missing); <axis>_cadence, since the measurement before that one; and <axis>_watched, for how long
-    the trial could have got there: its horizon, also where it was lost (LOST), since it never will; of
+    the trial could have reached it: its horizon, also where it was lost (LOST), since it never will; of
     an unfinished trial what it has run. Adds score, the target's metric on validation data at the end,
     better when lower, inf where it was lost, NaN where it is unfinished; and final_kl, test KL at the
     end, that of an untrained student where it was lost, NaN where it is unfinished.
@@ -50,10 +50,11 @@ def trials(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _seconds_per_step(ends: pd.DataFrame) -> pd.Series:
     """Of each timed trial; of one that was lost at once, what its configuration's others take."""
-    own = ends["train_seconds"] / ends["step"].where(ends["step"] > 0)
+    seconds = ends["train_seconds"] / ends["step"].where(ends["step"] > 0)
     for columns in ([*GROUP, "label"], GROUP):
-        own = own.fillna(own.groupby([ends[name] for name in columns]).transform("median"))
-    return own.where(ends["timed"])
+        of_others = seconds.groupby([ends[name] for name in columns]).transform("median")
+        seconds = seconds.fillna(of_others)
+    return seconds.where(ends["timed"])
 
 
 def score(ends: pd.DataFrame) -> pd.Series:
@@ -75,7 +76,7 @@ def best_per_optimizer(ends: pd.DataFrame) -> pd.DataFrame:
     scores = by.agg(["count", "median"]).reset_index()
     scores = scores.sort_values(["count", "median"], ascending=[False, True], kind="stable")
     best = scores.drop_duplicates([*GROUP, "optimizer"])
-    return ends.merge(best[[*GROUP, "optimizer", "label"]])
+    return frames.with_metrics(ends.merge(best[[*GROUP, "optimizer", "label"]]), ends)
 
 
 def resolve_baseline(ends: pd.DataFrame, baseline: str) -> dict[tuple[str, str, int], str]:

@@ -6,7 +6,7 @@ An experiment has n seeds of a baseline and of an optimizer that is SPEEDUP time
 trial's steps to the target is a constant, plus a draw that both optimizers share on that seed, plus a
 draw of its own; it is seen at the next measurement, or not at all where the horizon comes first.
 The horizon is such that a given share of the baseline's trials miss the target. Trials are as
-`analysis.statistics.trials.trials` gives them, and go through `comparison.speedups`.
+`analysis.statistics.trials.trials` gives them, and go through `speedups`.
 
 Beside it, what is often done: misses dropped, and a percentile bootstrap of the mean log ratio.
 """
