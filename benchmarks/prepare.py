@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def fetch(name: str) -> None:
-    """Gets a public teacher's checkpoint, whole or not at all, unless it is there.
+    """Downloads a public teacher's checkpoint, whole or not at all, unless it exists.
 
     Raises:
       RequestError: it cannot be fetched, or not be written.

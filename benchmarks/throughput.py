@@ -254,7 +254,7 @@ def print_rows(task: Task, rows: Sequence[Row], measured: Measured) -> None:
         work = f"{row.flops / 1e12:.3g}" if row.flops else ""
         print(f"| {row.name} | {1e3 * row.seconds:.1f} | {row.seconds / step:.1%} | {work} | {share} |")
     memory = measured.memory()
-    print(f"peak memory of a device: {memory / 2**30:.2f} GiB" if memory else "peak memory: not told")
+    print(f"peak memory of a device: {memory / 2**30:.2f} GiB" if memory else "peak memory: unknown")
     where = provenance.device()
     print(f"{where['count']} x {where['kind']}, {where['processor']}; {provenance.versions()}")
 
@@ -325,9 +325,9 @@ def measure_data(task: Task, images: int, workers: int, rounds: int) -> None:
         for _ in range(rounds):
             speeds["bare loop"].append(time_bare(paths, size, images, workers))
             speeds["pipeline"].append(time_pipeline(encoded, size, images, batch, workers))
-        for told, loop in (("given back", decode_and_crop), ("kept", bare_loop)):
+        for how, loop in (("given back", decode_and_crop), ("kept", bare_loop)):
             speed = time_alone(loop, paths, size)
-            print(f"one process, freed memory {told}: {speed:.0f} images/s")
+            print(f"one process, freed memory {how}: {speed:.0f} images/s")
         with Image.open(paths[0]) as image:
             decoded = np.asarray(image.convert("RGB"))
     rng = np.random.default_rng(0)
