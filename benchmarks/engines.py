@@ -127,7 +127,7 @@ class Elsewhere:
 
     def run(self, jobs: Sequence[Job]) -> None:
         """See Engine."""
-        # It is the workers who must have the devices that are asked for.
+        # The workers must have the devices that the job asks for; this process need not.
         planned = [
             _plan(dataclasses.replace(job, task={**job.task, "devices": None}))._replace(job=job)
             for job in jobs
@@ -143,7 +143,7 @@ class Elsewhere:
                         left.remove(chosen)
                     refresh()
                     if interrupted():
-                        raise Interrupted("the same command goes on")
+                        raise Interrupted("the same command resumes it")
                     running, again = _poll(running)
                     left.extend(again)
                     time.sleep(0.1)
@@ -208,7 +208,7 @@ def _next(left: Sequence[Planned]) -> Planned:
 
 
 def _check(planned: Sequence[Planned]) -> None:
-    """Raises RuntimeError where workers have made other records than those that were asked for."""
+    """Raises RuntimeError where workers have made other records than the jobs' trials."""
     left = [path for plan in _unfinished(planned) for path in plan.paths]
     if missing := [path for path in left if not is_finished(path)]:
         raise RuntimeError(
@@ -260,7 +260,7 @@ def attempt(job: Job) -> Exception | None:
     """Runs a job in a worker's process; what went wrong, as any process can read it."""
     try:
         run_job(job)
-    except Interrupted:  # not by the user, who would not wait for an answer
+    except Interrupted:  # by the engine, which does not wait for an answer
         raise
     except RequestError as error:
         return RequestError(str(error))

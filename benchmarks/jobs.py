@@ -111,7 +111,7 @@ def run_job(job: Job, progress: Callable[[], None] = lambda: None) -> None:
             left = [trial for trial in left if not _is_finished(trial, out)]
             progress()
             if left and not _sleep(interrupted):
-                raise Interrupted("the same command goes on")
+                raise Interrupted("the same command resumes it")
 
 
 def _is_finished(trial: Trial, out: Path) -> bool:

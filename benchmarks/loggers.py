@@ -169,7 +169,7 @@ class Loggers:
                 except Exception as error:
                     del self._loggers[name]
                     why = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-                    _tell(f"--log {name}: given up ({why}); trials go on; the same command sends them")
+                    _print(f"--log {name}: given up ({why}); trials go on; the same command sends them")
                     with suppress(Exception):
                         followers[name].close()
 
@@ -264,19 +264,19 @@ def choose(names: Sequence[str], folder: Path) -> Loggers:
 
 
 def _mode(folder: Path) -> Literal["offline"] | None:
-    """Offline where nobody has said otherwise and there is no key; None: as WANDB_MODE or wandb say."""
+    """Offline by default and without a key; None: as WANDB_MODE or wandb's settings say."""
     import wandb
 
     settings = wandb.setup().settings
     if "WANDB_MODE" in os.environ or settings.mode != "online" or _has_key(settings):
         return None
-    _tell_offline(folder)
+    _print_offline(folder)
     return "offline"
 
 
 @functools.cache  # once
-def _tell_offline(folder: Path) -> None:
-    _tell(f"--log wandb: offline, without an API key; wandb sync {folder}/wandb/offline-run-* sends it")
+def _print_offline(folder: Path) -> None:
+    _print(f"--log wandb: offline, without an API key; wandb sync {folder}/wandb/offline-run-* sends it")
 
 
 def _has_key(settings: Any) -> bool:
@@ -300,6 +300,6 @@ def _as_text(row: Row) -> str:
     return "```json\n" + json.dumps(row, indent=2) + "\n```"
 
 
-def _tell(line: str) -> None:
-    """Says a line on stderr, past a progress bar."""
+def _print(line: str) -> None:
+    """Prints a line on stderr, past a progress bar."""
     tqdm.write(line, file=sys.stderr)

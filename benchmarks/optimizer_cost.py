@@ -1,4 +1,4 @@
-"""What an update costs: time, compile time, FLOPs and memory, as ratios to Adam's in the same run.
+"""Measures what an update costs: time, compilation, FLOPs and memory, as ratios to Adam's.
 
     python benchmarks/optimizer_cost.py --out cost
     python benchmarks/optimizer_cost.py --shapes r50x1 --opt shampoo --opt distributed_shampoo

@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def fetch(teacher: NetworkTeacher | ExactTeacher) -> None:
-    """Gets a public teacher's checkpoint, whole or not at all, unless it is there.
+    """Downloads a public teacher's checkpoint, whole or not at all, unless it exists.
 
     Raises:
       RequestError: it cannot be fetched, or not be written.

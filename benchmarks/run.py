@@ -1,4 +1,4 @@
-"""Runs trials: each optimizer on a task, once per seed; a record for each, and a closing table.
+"""Runs trials: each optimizer on a task, once per seed; a record for each, and a table.
 
 python benchmarks/run.py --opt shampoo --opt adam --opt my_optimizer.py
 """

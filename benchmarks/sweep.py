@@ -6,7 +6,7 @@ Every optimizer gets the same number of points of its search space (a scrambled 
 same for all), run on a seed of their own; the best on the validation metric, and the default, are run
 again with first weights and lessons that they were not tuned on. Trials with the same lessons are
 batched, and not timed (--no-batch: they run alone, and are). Records are in <out>/tuning and
-<out>/final: a sweep that was ended goes on where it was, and sweeps may share a folder. AlgoPerf's
+<out>/final: a sweep that was interrupted is resumed, and sweeps may share a folder. AlgoPerf's
 rulesets are --ruleset external and --ruleset self.
 """
 
@@ -106,9 +106,8 @@ def refuse(field: Field, args: argparse.Namespace) -> None:
     """Finds errors before anything runs.
 
     Raises:
-      RequestError: an optimizer cannot be searched.
-      RequestError: two optimizers of one name, an option that does not go with the ruleset, or a folder
-        with records of another version of the task.
+      RequestError: an optimizer cannot be searched, two have one name, an option does not go with the
+        ruleset, or a folder has records of another version of the task.
     """
     for number, spec in enumerate(field.specs):
         points(spec, 1)
@@ -135,7 +134,7 @@ def run_trials(
     args: argparse.Namespace, engine: engines.Engine, trials: Sequence[Trial], out: Path
 ) -> None:
     """Runs the unfinished trials, by an engine: in batches of trials that share their lessons."""
-    # Of all trials, finished or not, so that the batches of a sweep that goes on are what they were.
+    # Of all trials, finished or not, so that the batches of a resumed sweep are what they were.
     size = min(args.batch, max(LEAST, math.ceil(len(trials) / engine.at_once)))
     opts = {registry.find(opt).name: _absolute(opt) for opt in args.opt}
     names = ("task", "protocol", "horizon", "steps", "lessons_from", "precision", "devices")
@@ -384,6 +383,13 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="default: runs")
     loggers.add_option(p, "when a stage of the sweep is done")
     add_debug_option(p)
+    add_engine_options(p)
+    add_task_options(p)
+    return p
+
+
+def add_engine_options(p: argparse.ArgumentParser) -> None:
+    """The options that say how trials are batched and where they run."""
     where = p.add_argument_group("how it runs")
     where.add_argument(
         "--no-batch", action="store_true", help="one trial after the other, each with lessons of its own"
@@ -400,8 +406,6 @@ def parser() -> argparse.ArgumentParser:
         metavar="HOST:PORT",
         help="with ray: of its cluster; default: this machine alone. With slurm: `local`, to try it",
     )
-    add_task_options(p)
-    return p
 
 
 if __name__ == "__main__":

@@ -327,9 +327,9 @@ def measure_data(task: Task, images: int, workers: int, rounds: int) -> None:
         for _ in range(rounds):
             speeds["bare loop"].append(time_bare(paths, size, images, workers))
             speeds["pipeline"].append(time_pipeline(encoded, size, images, batch, workers))
-        for memory, loop in (("given back", decode_and_crop), ("kept", bare_loop)):
+        for how, loop in (("given back", decode_and_crop), ("kept", bare_loop)):
             speed = time_alone(loop, paths, size)
-            print(f"one process, freed memory {memory}: {speed:.0f} images/s")
+            print(f"one process, freed memory {how}: {speed:.0f} images/s")
         with Image.open(paths[0]) as image:
             decoded = np.asarray(image.convert("RGB"))
     rng = np.random.default_rng(0)

@@ -2,7 +2,7 @@
 
 The rival in benchmarks, and the reference in tests. It is written for a JAX that still had `tree_map`,
 `tree_flatten` and `tree_unflatten` at its top level: here it runs as a private copy of the module
-whose `jax` has them; whoever else imports the module or jax sees no change.
+whose `jax` has them; other code that imports the module or jax sees no change.
 """
 
 import functools

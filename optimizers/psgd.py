@@ -92,7 +92,7 @@ def fit(factors: Sequence[Array], g: Array, noise: Array, rate: float | Array) -
         else:
             size = _norm_bound(of_a + of_b) + tiny
             new.append(q - rate / size * product(jnp.triu(step), q))
-    # Of a zero there is nothing to fit, and the noise alone would let the factors grow without end.
+    # A zero gives nothing to fit, and the noise alone would let the factors grow without bound.
     some = jnp.any(g != 0)
     return tuple(jnp.where(some, n, q) for n, q in zip(_balanced(new), factors, strict=True))
 

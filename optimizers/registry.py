@@ -26,7 +26,7 @@ from testbed.errors import RequestError
 @functools.cache
 def registered() -> Mapping[str, Spec]:
     """Name -> spec of every module in this folder that defines `build`."""
-    names = sorted(module.name for module in pkgutil.iter_modules(optimizers.__path__))
+    names = sorted(m.name for m in pkgutil.iter_modules(optimizers.__path__) if not m.ispkg)
     modules = {name: importlib.import_module(f"optimizers.{name}") for name in names}
     return {name: _spec_of(module, name) for name, module in modules.items() if hasattr(module, "build")}
 

@@ -160,30 +160,11 @@ def scale_by_shampoo(
         moments = grafting.second_moments(kind, grads, state.second_moment, b2)
         lengths = grafting.direction(kind, top, moments, b2, count, eps)
 
-        # Whole on every device, before each takes its share: otherwise the compiler cuts the gradients
-        # themselves in shares, which do not match, and moves them about.
-        grad_blocks = sharding.whole(blocks.gather(jax.tree.leaves(grads), layout))
-        to_precondition = (
-            grad_blocks if b1 is None else sharding.whole(blocks.gather(jax.tree.leaves(top), layout))
-        )
         traced = Traced(state.step, jnp.float32(shampoo_b2), jnp.float32(ridge))
-        (directions, kept), failed = sharding.on_each(
-            lambda *args: step_blocks(config, layout.stacks, *args),
-            traced,
-            grad_blocks,
-            to_precondition,
-            state.blocks,
-        )
-
-        leaves, tree = jax.tree.flatten(lengths)
-        whole = blocks.scatter(sharding.whole(directions), jax.tree.leaves(top), layout)
-        if graft != "none":
-            whole = [grafting.borrow(length, d) for length, d in zip(leaves, whole, strict=True)]
-        whole = [
-            jnp.where(state.step < start, length, d) for length, d in zip(leaves, whole, strict=True)
-        ]
+        whole, kept, failed = precondition_tree(config, layout, traced, grads, top, state.blocks)
+        updates = _with_lengths(lengths, whole, graft != "none", state.step < start)
         state = ShampooState(count, average, moments, kept, state.failures + failed, state.ridge)
-        return jax.tree.unflatten(tree, whole), state
+        return updates, state
 
     return optax.GradientTransformation(init, update)
 
@@ -199,6 +180,52 @@ def start_of(stack: blocks.Stack, max_dim: int, initial: float) -> Blocks:
         statistics=tuple(initial * eye(d) for d in stack.shape),
         roots=tuple(jnp.zeros((k, 0)) if d > max_dim else eye(d) for d in stack.shape),
     )
+
+
+def precondition_tree(
+    config: Config,
+    layout: blocks.Layout,
+    traced: Traced,
+    grads: Any,
+    top: Any,
+    kept: tuple[Blocks, ...],
+) -> tuple[list[Array], tuple[Blocks, ...], Array]:
+    """A whole tree, preconditioned; on several devices each takes its share of the blocks.
+
+    Args:
+      config: how.
+      layout: of the tree's leaves in blocks.
+      traced: of this step.
+      grads: gradients, for the statistics.
+      top: what is preconditioned; the gradients themselves, or like them.
+      kept: from the step before.
+
+    Returns:
+      the preconditioned leaves, what is kept, and how many roots failed.
+    """
+    # Whole on every device, before each takes its share: otherwise the compiler cuts the gradients
+    # themselves in shares, which do not match, and moves them about.
+    grad_blocks = sharding.whole(blocks.gather(jax.tree.leaves(grads), layout))
+    to_precondition = grad_blocks
+    if top is not grads:
+        to_precondition = sharding.whole(blocks.gather(jax.tree.leaves(top), layout))
+    (directions, kept), failed = sharding.on_each(
+        lambda *args: step_blocks(config, layout.stacks, *args),
+        traced,
+        grad_blocks,
+        to_precondition,
+        kept,
+    )
+    return blocks.scatter(sharding.whole(directions), jax.tree.leaves(top), layout), kept, failed
+
+
+def _with_lengths(lengths: Any, directions: Sequence[Array], borrow: bool, too_early: Array) -> Any:
+    """A tree of directions, with the lengths of the graft's; too early, the graft's themselves."""
+    leaves, tree = jax.tree.flatten(lengths)
+    if borrow:
+        directions = [grafting.borrow(length, d) for length, d in zip(leaves, directions, strict=True)]
+    directions = [jnp.where(too_early, length, d) for length, d in zip(leaves, directions, strict=True)]
+    return jax.tree.unflatten(tree, directions)
 
 
 def step_blocks(

@@ -58,17 +58,6 @@ def scale_by_soap(
       longest: longer axes are not turned; nor are vectors.
     """
 
-    def init(params: Any) -> SOAPState:
-        shapes = [_merged(leaf) for leaf in jax.tree.leaves(params)]
-        sizes = [[shape[axis] for axis in _turned(shape, longest)] for shape in shapes]
-        return SOAPState(
-            step=jnp.zeros([], jnp.int32),
-            average=jax.tree.map(jnp.zeros_like, params),
-            second_moment=tuple(jnp.zeros(shape) for shape in shapes),
-            statistics=tuple(tuple(jnp.zeros((d, d)) for d in leaf) for leaf in sizes),
-            bases=tuple(tuple(jnp.eye(d) for d in leaf) for leaf in sizes),
-        )
-
     def update(grads: Any, state: SOAPState, params: Any = None) -> tuple[Any, SOAPState]:
         del params
         leaves, tree = jax.tree.flatten(grads)
@@ -103,7 +92,19 @@ def scale_by_soap(
         state = SOAPState(state.step + 1, average, tuple(second), statistics, bases)
         return jax.tree.unflatten(tree, updates), state
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformation(lambda params: _init(params, longest), update)
+
+
+def _init(params: Any, longest: int) -> SOAPState:
+    shapes = [_merged(leaf) for leaf in jax.tree.leaves(params)]
+    sizes = [[shape[axis] for axis in _turned(shape, longest)] for shape in shapes]
+    return SOAPState(
+        step=jnp.zeros([], jnp.int32),
+        average=jax.tree.map(jnp.zeros_like, params),
+        second_moment=tuple(jnp.zeros(shape) for shape in shapes),
+        statistics=tuple(tuple(jnp.zeros((d, d)) for d in leaf) for leaf in sizes),
+        bases=tuple(tuple(jnp.eye(d) for d in leaf) for leaf in sizes),
+    )
 
 
 def turn(tensor: Array, axes: Sequence[int], matrices: Sequence[Array]) -> Array:

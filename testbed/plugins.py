@@ -272,8 +272,8 @@ def _source(code: CodeType, where: str) -> str:
         return inspect.getsource(code)
     except (OSError, TypeError) as error:
         raise RequestError(
-            f"{where}: its source cannot be found, so that a later trial could not be told from this "
-            "one; put it into a file and give its path"
+            f"{where}: its source cannot be found, so later changes of it would go unnoticed; put it "
+            "into a file and give its path"
         ) from error
 
 

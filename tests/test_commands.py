@@ -185,10 +185,10 @@ def sweep_in(command, folder, *words):
 
 def test_batched_and_unbatched_sweeps_choose_alike_and_repeat_nothing(command, tiny_task, tmp_path):
     words = ("--trials", "4", "--seeds", "1")
-    batched, told = sweep_in(command, tmp_path / "a", *words, "--batch", "3")
-    alone, as_told = sweep_in(command, tmp_path / "b", *words, "--no-batch")
-    assert [line for line in told.splitlines() if "best of 4" in line] == [
-        line for line in as_told.splitlines() if "best of 4" in line
+    batched, stdout = sweep_in(command, tmp_path / "a", *words, "--batch", "3")
+    alone, other_stdout = sweep_in(command, tmp_path / "b", *words, "--no-batch")
+    assert [line for line in stdout.splitlines() if "best of 4" in line] == [
+        line for line in other_stdout.splitlines() if "best of 4" in line
     ]
     for one, other in zip(batched, alone, strict=True):
         assert one.path.relative_to(tmp_path / "a") == other.path.relative_to(tmp_path / "b")
@@ -203,7 +203,7 @@ def test_halving_runs_fewer_steps_and_says_how_many(command, tiny_task, tmp_path
     found, stdout = sweep_in(command, tmp_path, "--trials", "9", "--seeds", "1", "--halving")
     tuning = [r for r in found if "tuning" in r.path.parts and r.header["optimizer"] == "adam"]
     assert Counter(r.header["total_steps"] for r in tuning) == {5: 9, 15: 3, 45: 1}
-    # Who goes on is the best third.
+    # The best third goes on.
     ended = sorted(
         (r for r in tuning if r.header["total_steps"] == 5),
         key=lambda r: r.measurements[-1]["validation_kl"],
@@ -254,7 +254,7 @@ def test_the_best_of_a_study_is_the_first_at_the_target(tiny, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (("--trials", "0"), "0: must be 1 or more"),
         (("--engine", "ray"), "--engine ray: it is not installed; pip install ray"),
@@ -269,7 +269,7 @@ def test_the_best_of_a_study_is_the_first_at_the_target(tiny, tmp_path):
         (("--opt", "NONE"), "it has no search space"),
     ],
 )
-def test_bad_input_to_a_sweep(command, tiny_task, tmp_path, monkeypatch, words, told):
+def test_bad_input_to_a_sweep(command, tiny_task, tmp_path, monkeypatch, words, message):
     spaces = {
         "EMPTY": "{'learning_rate': Range(0.1, 0.1)}",
         "NEGATIVE": "{'learning_rate': Range(-1.0, 0.1)}",
@@ -286,7 +286,7 @@ def test_bad_input_to_a_sweep(command, tiny_task, tmp_path, monkeypatch, words, 
     words = [str(tmp_path / f"{word}.py") if word in spaces else word for word in words]
     status, stdout, stderr = command(sweep, "--task", "tiny", "--opt", "adam", *words)
     assert (status, stdout) == (2, "")
-    assert told in stderr
+    assert message in stderr
     assert stderr.count("\n") == 1
     assert not list(tmp_path.rglob("*.jsonl"))
 
@@ -334,8 +334,8 @@ def test_the_consistency_study_makes_its_figure_and_table(command, tiny_task, tm
     ],
 )
 def test_verdict_follows_from_the_intervals(fixed, matching, expected):
-    told = study.verdict(summary.estimate(fixed), summary.estimate(matching))
-    assert expected in told
+    text = study.verdict(summary.estimate(fixed), summary.estimate(matching))
+    assert expected in text
 
 
 def test_overhead_measures_both_sides(tiny, capsys):

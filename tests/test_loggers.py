@@ -268,7 +268,7 @@ for path in paths:
     )
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
     sync = f"wandb sync {out}/wandb/offline-run-* sends it"
-    assert done.stderr == f"--log wandb: offline, without an API key; {sync}\n", "told once"
+    assert done.stderr == f"--log wandb: offline, without an API key; {sync}\n", "once"
     (log,) = (out / "wandb").glob("offline-run-*/*.wandb")
     rows = list(wandb_rows(log))
     logged = [

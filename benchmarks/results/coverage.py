@@ -56,10 +56,10 @@ def main() -> None:
     print(table.to_string(index=False))
     paired = table[(table["interval"] == "speed-up") & (table["cadence"] == CADENCES[0])]
     for name, some in paired.groupby(paired["missed by the baseline"] > 0):
-        told = some[["covers", "A/A called different"]].mean()
+        found = some[["covers", "A/A called different"]].mean()
         print(
             f"{len(some) * args.experiments} experiments {'with' if name else 'without'} misses: covers "
-            f"{told['covers']:.1%}, A/A called different {told['A/A called different']:.1%}"
+            f"{found['covers']:.1%}, A/A called different {found['A/A called different']:.1%}"
         )
 
 

@@ -1,4 +1,4 @@
-"""Whether a race tells the truth where it is known: an optimizer against itself, many times.
+"""Whether a race comes out right where the truth is known: an optimizer against itself, many times.
 
     python benchmarks/results/race_aa.py --races 20
 
@@ -47,8 +47,8 @@ def main() -> None:
         baseline, rival = lanes
         table = statistics.pairs(measure(heats, args.out), baseline)
         rows += describe(table, rival, baseline, number)
-        print(f"race {number}: {'; '.join(row['told'] for row in rows[-2:])}", flush=True)
-    races = pd.DataFrame(rows).drop(columns="told")
+        print(f"race {number}: {'; '.join(row['text'] for row in rows[-2:])}", flush=True)
+    races = pd.DataFrame(rows).drop(columns="text")
     races.to_csv(args.table, index=False)
     for of, group in races.groupby("of", sort=False):
         print(
@@ -71,7 +71,7 @@ def describe(table: pd.DataFrame, rival: str, baseline: str, number: int) -> lis
             | {
                 "width": found.high - found.low,
                 "contains_1": found.low <= 1 <= found.high,
-                "told": f"{of} {found}",
+                "text": f"{of} {found}",
             }
         )
     return rows

@@ -60,10 +60,10 @@ def main() -> None:
             )
     table = pd.DataFrame(rows)
     table.to_csv(TABLE, index=False)
-    print_spreads(table)
+    print_summary(table)
 
 
-def print_spreads(table: pd.DataFrame) -> None:
+def print_summary(table: pd.DataFrame) -> None:
     """Prints the spreads, and their ratios with 95 % intervals."""
     logs = table.assign(log_kl=np.log(table["test_kl"]), log_steps=np.log(table["steps_to_target"]))
     spreads = logs.groupby(["optimizer", "lessons"], sort=False).agg(

@@ -59,7 +59,7 @@ def _batched(root, relative):  # type: ignore[no-untyped-def]  # takes and retur
     """A root function over the leading axis; under `jax.vmap`, over a longer leading axis.
 
     One matrix after the other on CPU: several independent batched `eigh` in one program can
-    block there for ever, and a batched product of small matrices is slower than a loop of products.
+    deadlock there, and a batched product of small matrices is slower than a loop of products.
     The rule for vmap is needed for float64, which jax's own loses when it traces again, and
     keeps the branch a branch.
     """
