@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from testbed.tasks import TASKS
     from testbed.teachers import ExactTeacher, NetworkTeacher
     from testbed.training.alone import Result, run, train
-from testbed.training.trial import Trial
+    from testbed.training.trial import Trial
 
 _MODULES = {
     "testbed.tasks": ("TASKS",),

@@ -44,6 +44,125 @@ def test_rooms_import_only_what_they_may(path):
             assert top not in {"jax", "flax", "optax"}, name
 
 
+# Rooms from the ground up: each imports from those above it in its list, and from itself.
+FLOORS = {
+    "testbed": [
+        *("errors", "paths", "records", "metrics", "plugins", "devices", "provenance"),
+        *("compilation_cache", "models", "data", "teachers", "problem", "tasks", "training"),
+    ],
+    "analysis": ["frames", "statistics", "figures", "output", "report"],
+    "optimizers": ["parts", "spec", "recipe"],
+}
+
+
+def modules() -> dict[str, set[str]]:
+    """Module -> the modules of ours that it imports."""
+    names = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in FILES
+    }
+    found = {}
+    for name, path in names.items():
+        # `from a.b import c`: the module a.b.c, or something inside of a.b.
+        wanted = {w if w in names else w.rpartition(".")[0] for w in imports(path)}
+        found[name] = (wanted & names.keys()) - {name}
+    return found
+
+
+@pytest.mark.parametrize("top", FLOORS)
+def test_no_room_imports_from_a_higher_floor(top):
+    order = FLOORS[top]
+    for name, targets in modules().items():
+        if not name.startswith(f"{top}.") or name.split(".")[1] not in order:
+            continue
+        for target in targets:
+            parts = target.split(".")
+            if parts[0] == top and len(parts) > 1:
+                assert parts[1] in order, f"{name} imports {target}, which has no floor"
+                assert order.index(parts[1]) <= order.index(name.split(".")[1]), f"{name} <- {target}"
+
+
+def test_every_room_of_the_testbed_has_a_floor():
+    rooms = {path.stem for path in (ROOT / "testbed").iterdir() if not path.name.startswith("__")}
+    assert rooms == set(FLOORS["testbed"])
+
+
+def test_nothing_imports_in_a_circle():
+    """Not even for the sake of types; `testbed` itself looks its names up late."""
+    left = {name: set(targets) for name, targets in modules().items() if name != "testbed"}
+    for targets in left.values():
+        targets.discard("testbed")
+    while free := [name for name, targets in left.items() if not targets & left.keys()]:
+        for name in free:
+            del left[name]
+    assert not left, f"in or above a circle: {sorted(left)}"
+
+
+def lengths(top: str) -> dict[str, int]:
+    """Function -> its lines without its docstring; functions inside it count as part of it."""
+    found = {}
+    for path in sorted((ROOT / top).rglob("*.py")):
+        tree = ast.parse(path.read_text())
+        scopes = [tree, *(node for node in ast.walk(tree) if isinstance(node, ast.ClassDef))]
+        for function in [f for scope in scopes for f in scope.body if isinstance(f, ast.FunctionDef)]:
+            first = function.body[0]
+            described = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
+            assert function.end_lineno is not None
+            docstring = (first.end_lineno or 0) - first.lineno + 1 if described else 0
+            name = f"{path.relative_to(ROOT)}:{function.lineno} {function.name}"
+            found[name] = function.end_lineno - function.lineno + 1 - docstring
+    return found
+
+
+def test_functions_are_short():
+    """No function of the testbed is longer than a screen; median and 90th percentile of all."""
+    for name, length in lengths("testbed").items():
+        assert length <= 45, f"{name}: {length} lines"
+    every = sorted(length for room in ROOMS for length in lengths(room).values())
+    assert every[len(every) // 2] <= 7
+    assert every[len(every) * 9 // 10] <= 23
+
+
+def tree_of_the_design() -> dict[str, list[str]]:
+    """Folder -> the files that docs/design.md lists in it; empty where it lists none."""
+    text = (ROOT / "docs" / "design.md").read_text()
+    (block,) = re.findall(r"(?:^    \S.*/ .*\n)(?:^    .*\n)+", text[text.index("## Rooms") :], re.M)[:1]
+    found: dict[str, list[str]] = {}
+    folders: list[str] = []
+    for line in block.splitlines():
+        depth = (len(line) - len(line.lstrip())) // 2 - 2
+        names = re.split(r"  +", line.strip())[0].split(", ")
+        folders = folders[:depth]
+        for name in names:
+            path = "".join([*folders, name])
+            assert (ROOT / path).exists(), f"docs/design.md lists {path}"
+            found.setdefault("".join(folders), []).append(name)
+        if names[0].endswith("/"):
+            folders.append(names[0])
+    return found
+
+
+def test_the_tree_of_the_design_is_the_real_one():
+    """All that is listed exists; and where files of a folder are listed, those of the testbed all are."""
+    listed = tree_of_the_design()
+    for folder in [name for name in listed if name.startswith("testbed/")]:
+        real = {
+            f"{path.name}/" if path.is_dir() else path.name
+            for path in (ROOT / folder).iterdir()
+            if path.suffix in ("", ".py") and not path.name.startswith("__")
+        }
+        assert set(listed[folder]) == real, folder
+
+
+FORBIDDEN = r"\b(World|Course|Exam|examination|cautions|told|dear)\b"
+
+
+def test_words_are_the_fields_own():
+    documents = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "examples").iterdir()]
+    for path in [*FILES, *documents]:
+        assert not re.search(FORBIDDEN, path.read_text()), path
+
+
 def test_no_drawers():
     assert not {"utils.py", "common.py", "helpers.py"} & {path.name for path in FILES}
 
@@ -65,7 +184,7 @@ def test_the_lock_names_no_package_host():
 
 
 def test_relative_links_of_the_documents_lead_somewhere():
-    for document in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+    for document in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]:
         for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", document.read_text()):
             assert (document.parent / target).exists(), f"{document.name}: {target}"
 

@@ -1,6 +1,6 @@
 """Public checkpoints (.npz) into parameters. Loading never unpickles.
 
-Layouts, told apart by their keys:
+Layouts, distinguished by their keys:
 
 - legacy, of big_transfer (BiT-S, BiT-M and the distillation release): `resnet/block1/unit01/a/...`,
   convolutions called `standardized_conv2d` or `standardized_conv2d_<n>`;
