@@ -59,8 +59,7 @@ def defaults(spec: Spec) -> dict[str, Any]:
 
     Defaults that a record and a command line cannot hold, such as functions, are left out.
     """
-    parameters = list(inspect.signature(spec.build).parameters.values())[1:]
-    return {p.name: p.default for p in parameters if p.default is not p.empty and _plain(p.default)}
+    return plugins.defaults(spec.build)
 
 
 def configure(spec: Spec, given: Mapping[str, str]) -> dict[str, Any]:
@@ -153,11 +152,6 @@ class _Optax:
     def __call__(self, total_steps: int, /, **hyperparameters: Any) -> optax.GradientTransformation:
         del total_steps
         return self._function(**hyperparameters)
-
-
-def _plain(value: Any) -> bool:
-    """Whether a default is a value that a record and a command line can hold."""
-    return value is None or isinstance(value, bool | int | float | str)
 
 
 def _parse(optimizer: str, name: str, text: str, default: Any) -> Any:

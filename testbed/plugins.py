@@ -15,7 +15,7 @@ import importlib.util
 import inspect
 import sys
 import sysconfig
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
@@ -104,6 +104,19 @@ def _is_helper(name: str, module: ModuleType, folder: Path) -> bool:
         and Path(file).resolve().is_relative_to(folder)
         and not _is_installed(Path(file))
     )
+
+
+# Hyperparameters
+
+
+def defaults(build: Callable[..., Any]) -> dict[str, Any]:
+    """Hyperparameter -> default, of an optimizer: the arguments behind total_steps that have one.
+
+    Defaults that a record and a command line cannot hold, such as functions, are left out.
+    """
+    parameters = list(inspect.signature(build).parameters.values())[1:]
+    plain = (type(None), bool, int, float, str)
+    return {p.name: p.default for p in parameters if isinstance(p.default, plain)}
 
 
 # Checksums

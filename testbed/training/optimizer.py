@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import entry_points
@@ -88,7 +87,7 @@ def as_optimizer(given: Any, problem: Problem, name: str | None = None) -> Optim
         optimizer = from_transformation(given, problem)
     elif callable(given):
         label = getattr(given, "__name__", type(given).__name__)
-        optimizer = Optimizer(label, given, defaults(given), plugins.source_sha256(given, label))
+        optimizer = Optimizer(label, given, plugins.defaults(given), plugins.source_sha256(given, label))
     else:
         raise RequestError(
             f"optimizer {given!r}: give an optax transformation, a function build(total_steps, *, ...), "
@@ -102,23 +101,12 @@ def from_spec(spec: Any, hyperparameters: Mapping[str, Any] | None = None) -> Op
     return Optimizer(
         name=spec.name,
         build=spec.build,
-        hyperparameters=defaults(spec.build) | dict(hyperparameters or {}),
+        hyperparameters=plugins.defaults(spec.build) | dict(hyperparameters or {}),
         sha256=plugins.source_sha256(spec.build, spec.name),
         eval_params=spec.eval_params,
         vmappable=spec.vmappable,
         diagnostics=spec.diagnostics,
     )
-
-
-def defaults(build: Build) -> dict[str, Any]:
-    """Hyperparameter -> default: the arguments behind total_steps that have a plain one."""
-    parameters = list(inspect.signature(build).parameters.values())[1:]
-    return {p.name: p.default for p in parameters if p.default is not p.empty and _plain(p.default)}
-
-
-def _plain(value: Any) -> bool:
-    """Whether a default is a value that a record and a command line can hold."""
-    return value is None or isinstance(value, bool | int | float | str)
 
 
 def from_transformation(given: optax.GradientTransformation, problem: Problem) -> Optimizer:
