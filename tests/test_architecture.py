@@ -143,7 +143,7 @@ def tree_of_the_design() -> dict[str, list[str]]:
 
 
 def test_the_tree_of_the_design_is_the_real_one():
-    """All that is listed exists; and where files of a folder are listed, those of the testbed all are."""
+    """All that is listed exists; of the testbed, all that exists is listed."""
     listed = tree_of_the_design()
     for folder in [name for name in listed if name.startswith("testbed/")]:
         real = {
