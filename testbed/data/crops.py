@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 Image = NDArray[np.uint8]
 
-VERSION = 1  # to be raised by whoever changes a pixel that comes out of here
+VERSION = 1  # to be raised with any change of the pixels that come out of here
 AREA, ASPECT = (0.05, 1.0), (0.75, 1.33)
 ATTEMPTS = 100
 

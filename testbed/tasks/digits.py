@@ -3,7 +3,7 @@
 Source: Beyer et al. 2021 (arXiv 2106.05237) for lessons, loss and mixup; crops, student, batch,
 temperature and horizons are ours, chosen by measurement: docs/digits.md.
 
-Expected on `digits` (medians of 5 seeds, optimizers tuned equally): held-out test KL after 1,000 and 4,000
+Expected on `digits` (medians of 5 seeds, all tuned equally): held-out test KL after 1,000 and 4,000
 steps 0.047 and 0.035 with SGD, 0.040 and 0.029 with Adam, 0.031 and 0.024 with Shampoo; at matched
 quality Shampoo needs 3.1 times fewer steps than Adam, and at least 2.5. All others: docs/optimizers.md.
 """

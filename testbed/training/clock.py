@@ -1,7 +1,7 @@
 """What is on the clock, what is off it, and the audit that they add up.
 
 Every second of a trial belongs to one row of its ledger. Only `train_s` is on the clock: data,
-lesson, learning and `eval_params`, closed by whoever uses it with a block on the whole state.
+lessons, training steps and `eval_params`, until the whole state is computed.
 """
 
 import time
@@ -19,7 +19,7 @@ class Ledger:
         self._rows = dict.fromkeys((*ROWS, "data_wait_s"), 0.0)
 
     def resume(self, rows: Mapping[str, float]) -> None:
-        """Goes on from the rows of a checkpoint.
+        """Continues from the rows of a checkpoint.
 
         What was done after that checkpoint and lost is in no row, and not in the wall time either.
         """
@@ -29,7 +29,7 @@ class Ledger:
 
     @contextmanager
     def on(self, row: str) -> Iterator[None]:
-        """Books the time spent inside on `row`; not to be nested."""
+        """Adds the time spent inside to `row`; not to be nested."""
         started = time.perf_counter()
         try:
             yield
@@ -38,7 +38,7 @@ class Ledger:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Books the time spent inside on `data_wait_s`, which is a part of `train_s`."""
+        """Adds the time spent inside to `data_wait_s`, which is a part of `train_s`."""
         with self.on("data_wait_s"):
             yield
 

@@ -76,7 +76,7 @@ def due_steps(task: Task, total_steps: int) -> list[int]:
 def drive(runner: Runner, due: list[int], longest: float = math.inf) -> Generator[Progress]:
     """Runs to the last step, or until all have diverged; yields after every dispatch.
 
-    Closing the iterator interrupts: a checkpoint is saved on the way out.
+    Closing the iterator interrupts: a checkpoint is saved at the end.
 
     Args:
       runner: what is run, from where it stands.
