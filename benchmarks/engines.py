@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 from tqdm import tqdm
 
+from benchmarks import cli
 from benchmarks.cli import Interrupted
 from benchmarks.jobs import Job, make_trials, run_job
 from benchmarks.runner import interrupts
@@ -61,17 +62,13 @@ def choose(name: str, workers: int | None = None, address: str | None = None) ->
     Raises:
       RequestError: there is no such engine, it is not installed, or its cluster cannot be reached.
     """
-    if name == "local":
-        if address or workers not in (None, 1):
-            raise RequestError(
-                "--engine local: one process; --workers and --address go with ray or slurm"
-            )
-        return Local()
-    if name == "ray":
-        return _join_ray(workers, address)
-    if name == "slurm":
-        return _find_slurm(workers, address)
-    raise RequestError(f"--engine {name}: unknown. Choices: local, ray, slurm")
+    return cli.choose("--engine", name, ENGINES)(workers, address)
+
+
+def _find_local(workers: int | None, address: str | None) -> Engine:
+    if address or workers not in (None, 1):
+        raise RequestError("--engine local: one process; --workers and --address go with ray or slurm")
+    return Local()
 
 
 class Local:
@@ -411,3 +408,10 @@ class SlurmWorker:
     def stop(self) -> None:
         """See Worker."""
         self.job.cancel(check=False)
+
+
+ENGINES: Mapping[str, Callable[[int | None, str | None], Engine]] = {  # name -> workers, address -> it
+    "local": _find_local,
+    "ray": _join_ray,
+    "slurm": _find_slurm,
+}
