@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 from tqdm import tqdm
 
+from benchmarks import cli
 from benchmarks.cli import Interrupted
 from benchmarks.jobs import Job, make_trials, run_job
 from benchmarks.runner import interrupts
@@ -61,17 +62,13 @@ def choose(name: str, workers: int | None = None, address: str | None = None) ->
     Raises:
       RequestError: there is no such engine, it is not installed, or its cluster cannot be reached.
     """
-    if name == "local":
-        if address or workers not in (None, 1):
-            raise RequestError(
-                "--engine local: one process; --workers and --address go with ray or slurm"
-            )
-        return Local()
-    if name == "ray":
-        return _join_ray(workers, address)
-    if name == "slurm":
-        return _find_slurm(workers, address)
-    raise RequestError(f"--engine {name}: unknown. Choices: local, ray, slurm")
+    return cli.choose("--engine", name, ENGINES)(workers, address)
+
+
+def _find_local(workers: int | None, address: str | None) -> Engine:
+    if address or workers not in (None, 1):
+        raise RequestError("--engine local: one process; --workers and --address go with ray or slurm")
+    return Local()
 
 
 class Local:
@@ -286,7 +283,34 @@ def _join_ray(workers: int | None, address: str | None) -> Engine:
         raise RequestError("--engine ray: it is not installed; pip install ray") from error
     if address and address != "auto":
         _knock(address)
-    cores = None if address else max(os.cpu_count() or 1, workers or 1)
+    _connect_ray(ray, address, max(os.cpu_count() or 1, workers or 1))
+    resources = ray.cluster_resources()
+    at_once = workers or int(resources.get("GPU") or resources.get("CPU") or 1)
+    kind = "GPU" if resources.get("GPU") else "CPU"
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    # What no node has, no job would ever get.
+    largest = max((node.get("CPU", 1) for node in nodes if node.get(kind)), default=1)
+    cpus = max(1, int(min(largest, resources.get("CPU", 1) // at_once)))
+
+    def start(job: Job) -> Worker:
+        if job.batched and kind == "CPU":  # the cores that it has; a power of two divides batches
+            cores = 1 << (cpus.bit_length() - 1)
+            job = dataclasses.replace(job, task={**job.task, "devices": job.task["devices"] or cores})
+        gpus = (job.task.get("devices") or 1) if kind == "GPU" else 0
+        remote = ray.remote(
+            num_cpus=cpus, num_gpus=gpus, max_retries=0, runtime_env={"env_vars": dict(_environment())}
+        )(attempt)
+        return RayWorker(remote.remote(job))
+
+    return Elsewhere(start, at_once)
+
+
+def _connect_ray(ray: Any, address: str | None, cores: int) -> None:
+    """Connects to a cluster, or starts one of this machine alone, with that many cores.
+
+    Raises:
+      RequestError: it cannot be reached.
+    """
     try:
         with warnings.catch_warnings():
             # JAX warns of forks; these only start other programs.
@@ -294,7 +318,7 @@ def _join_ray(workers: int | None, address: str | None) -> Engine:
             if not ray.is_initialized():
                 ray.init(
                     address or "local",
-                    num_cpus=cores,
+                    num_cpus=None if address else cores,
                     include_dashboard=None if address else False,
                     log_to_driver=False,
                     logging_level=logging.ERROR,
@@ -303,25 +327,6 @@ def _join_ray(workers: int | None, address: str | None) -> Engine:
         message = " ".join(str(error).split())[:200]
         what = f"--address {address}" if address else "--engine ray"
         raise RequestError(f"{what}: Ray cannot be reached ({message})") from error
-    there = ray.cluster_resources()
-    at_once = workers or int(there.get("GPU") or there.get("CPU") or 1)
-    kind = "GPU" if there.get("GPU") else "CPU"
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    # What no node has, no job would ever get.
-    largest = max((node.get("CPU", 1) for node in nodes if node.get(kind)), default=1)
-    cpus = max(1, int(min(largest, there.get("CPU", 1) // at_once)))
-
-    def start(job: Job) -> Worker:
-        if job.batched and not there.get("GPU"):  # the cores that it has; a power of two divides batches
-            cores = 1 << (cpus.bit_length() - 1)
-            job = dataclasses.replace(job, task={**job.task, "devices": job.task["devices"] or cores})
-        gpus = (job.task.get("devices") or 1) if there.get("GPU") else 0
-        remote = ray.remote(
-            num_cpus=cpus, num_gpus=gpus, max_retries=0, runtime_env={"env_vars": dict(_environment())}
-        )(attempt)
-        return RayWorker(remote.remote(job))
-
-    return Elsewhere(start, at_once)
 
 
 def _knock(address: str) -> None:
@@ -411,3 +416,10 @@ class SlurmWorker:
     def stop(self) -> None:
         """See Worker."""
         self.job.cancel(check=False)
+
+
+ENGINES: Mapping[str, Callable[[int | None, str | None], Engine]] = {  # name -> workers, address -> it
+    "local": _find_local,
+    "ray": _join_ray,
+    "slurm": _find_slurm,
+}

@@ -13,6 +13,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import inspect
+import linecache
 import sys
 import sysconfig
 from collections.abc import Callable, Iterator, Mapping
@@ -32,6 +33,7 @@ OURS = {
 }  # the testbed itself has a version and a commit in the record
 FOLLOWED = {"optimizers"}  # part of a checksum even where they are installed
 PLAIN = (type(None), bool, int, float, complex, str, bytes, Enum, range, slice, type(Ellipsis))
+CONTAINERS = (*PLAIN, tuple, list, set, frozenset, Mapping)
 STANDARD_LIBRARY = Path(sysconfig.get_paths()["stdlib"]).resolve()
 
 
@@ -224,7 +226,7 @@ def _function(function: FunctionType, where: str, seen: set[Any]) -> Iterator[by
     """A function: its module, or its own source; and what is bound to it."""
     yield function.__qualname__.encode()
     names = function.__globals__  # not __module__, which functools.wraps copies
-    in_file = _is_file(names.get("__file__"))
+    in_file = _is_file(names.get("__file__")) and not _is_typed_in(function.__code__)
     if in_file:
         yield from _module(names["__name__"], names["__file__"], seen)
     else:
@@ -256,13 +258,15 @@ def _class(cls: type, where: str, seen: set[Any]) -> Iterator[bytes]:
     written = [m for m in members.values() if isinstance(m, FunctionType) and _is_written(m)]
     names = written[0].__globals__ if written else vars(sys.modules.get(cls.__module__, object))
     file = names.get("__file__")
-    if _is_of_a_package(cls.__module__) or _is_file(file):
+    typed_in = any(_is_typed_in(function.__code__) for function in written)
+    if _is_of_a_package(cls.__module__) or (_is_file(file) and not typed_in):
         yield from _module(cls.__module__, file, seen)
         return
     for base in cls.__bases__:
         yield from _pieces(base, where, seen)
     for name, member in members.items():
-        if member in written or (isinstance(member, PLAIN) and not name.startswith("__")):
+        is_value = isinstance(member, CONTAINERS) or hasattr(member, "__array__")
+        if any(member is w for w in written) or (is_value and not name.startswith("__")):
             yield name.encode()
             yield from _pieces(member, f"{where}.{name}", seen)
 
@@ -278,6 +282,11 @@ def _is_written(function: FunctionType) -> bool:
 
 
 # Where source is
+
+
+def _is_typed_in(code: CodeType) -> bool:
+    """Whether it is of a notebook or an interactive Python, which keep its source in linecache alone."""
+    return code.co_filename in linecache.cache and not _is_file(code.co_filename)
 
 
 def _source(code: CodeType, where: str) -> str:

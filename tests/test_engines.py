@@ -213,7 +213,7 @@ def test_progress_counts_what_any_process_has_done(tmp_path):
         (("slurm",), None, "no sbatch here"),
         (("slurm", 2, "host"), None, "SLURM needs none"),
         (("local", 2), None, "one process"),
-        (("dask",), None, "local, ray or slurm"),
+        (("dask",), None, "Choices: local, ray, slurm"),
         (("ray", 2, "nowhere"), None, "no Ray cluster answers"),
         (("ray", 2, "127.0.0.1:{closed}"), None, "no Ray cluster answers"),
         (("ray", 2, "ray://127.0.0.1:{closed}"), None, "no Ray cluster answers"),

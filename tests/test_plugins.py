@@ -31,13 +31,13 @@ def sha(obj):
     return source_sha256(obj, "it")
 
 
-def notebook(*cells):
+def notebook(*cells, file=None):
     """The names that cells define, as IPython runs them: their source is in linecache alone."""
-    names = {"__name__": "__main__"}
+    names = {"__name__": "__main__"} | ({"__file__": str(file)} if file else {})
     for number, cell in enumerate(cells):
-        file = f"<ipython-input-{number}-{abs(hash(cell))}>"
-        linecache.cache[file] = (len(cell), None, cell.splitlines(keepends=True), file)
-        exec(compile(cell, file, "exec"), names)  # noqa: S102 (our own text)
+        name = f"<ipython-input-{number}-{abs(hash(cell))}>"
+        linecache.cache[name] = (len(cell), None, cell.splitlines(keepends=True), name)
+        exec(compile(cell, name, "exec"), names)  # noqa: S102 (our own text)
     return names
 
 
@@ -165,6 +165,7 @@ def test_a_files_checksum_has_our_optimizers_that_it_imports_and_not_the_testbed
 
 
 BUILD = """
+import numpy
 import optax
 
 def scale(x):
@@ -172,6 +173,8 @@ def scale(x):
 
 class Rule:
     power = 2
+    weights = {"a": [1.0]}
+    table = numpy.ones(2)
     def twice(self, x):
         return 2 * x
 
@@ -186,10 +189,17 @@ def test_an_edited_notebook_function_has_another_checksum_and_an_unrelated_cell_
     assert sha(notebook("factor = 3; offset = [0.0]", BUILD)["build"]) == one
     for old, new in (
         ("+ Rule", "- Rule"), ("x * factor", "x / factor"), ("2 * x", "3 * x"),
-        ("power = 2", "power = 3"),
+        ("power = 2", "power = 3"), ("[1.0]", "[2.0]"), ("ones(2)", "ones(3)"),
         ("factor = 3", "factor = 4"), ("offset = [0.0]", "offset = [1.0]"),
     ):  # fmt: skip
         assert sha(notebook((BUILD + UNRELATED).replace(old, new))["build"]) != one, old
+
+
+def test_what_is_typed_in_after_a_script_has_run_is_not_taken_for_the_script(tmp_path):
+    script = write(tmp_path)
+    one, two = (notebook(BUILD + text, file=script) for text in (UNRELATED, UNRELATED.replace("3", "4")))
+    assert sha(one["build"]) == sha(notebook(BUILD + UNRELATED)["build"])
+    assert sha(one["build"]) != sha(two["build"])
 
 
 def test_a_notebook_function_behind_our_recipe_counts():
