@@ -1,7 +1,7 @@
 """Devices: one mesh, batches split over it; several hosts.
 
 The mesh in use is JAX's context mesh (`jax.set_mesh`), which optimizers may read too. On one device
-there is none, and everything here does nothing.
+there is no mesh, and the functions here have no effect.
 """
 
 import os
@@ -26,16 +26,16 @@ SHARE = 0.25  # of a device's memory that replicated parameters may take
 
 
 def connect(address: str, processes: int | None = None, process: int | None = None) -> None:
-    """Joins several hosts; before anything else touches a device.
+    """Joins several hosts; must run before anything else touches a device.
 
     Args:
-      address: "auto" where JAX finds the others itself (TPU pods, SLURM, Open MPI), or host:port of
+      address: "auto" if JAX finds the others itself (TPU pods, SLURM, Open MPI), or host:port of
         process 0.
-      processes: how many; not with "auto".
-      process: the number of this one, from 0; not with "auto".
+      processes: number of processes; not with "auto".
+      process: index of this process, from 0; not with "auto".
 
     Raises:
-      RequestError: they cannot be joined.
+      RequestError: the hosts cannot be joined.
     """
     try:
         if address == "auto":
@@ -45,16 +45,16 @@ def connect(address: str, processes: int | None = None, process: int | None = No
     except (ValueError, RuntimeError) as error:
         message = " ".join(str(error).split())[:200]
         raise RequestError(
-            f"--hosts {address}: {message}; outside of TPU pods and SLURM give HOST:PORT with "
+            f"--hosts {address}: {message}; outside of TPU pods and SLURM, give HOST:PORT with "
             "--processes and --process"
         ) from error
 
 
 def use_cores(count: int | None = None) -> None:
-    """Makes `count` devices of the CPU's cores; before anything else touches a device.
+    """Splits the CPU's cores into `count` devices; must run before anything else touches a device.
 
-    Default: as many as there are cores, at most 8. Of no effect on accelerators, and where the
-    environment has said how many.
+    Default: the number of cores, at most 8. This has no effect on accelerators, or if the environment
+    already sets the number of devices.
     """
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
@@ -65,10 +65,10 @@ def use_cores(count: int | None = None) -> None:
 def use(count: int | None = None, batch_size: int | None = None) -> None:
     """Makes the mesh of `count` devices the context's, for the rest of the process.
 
-    Default: all; on one host, as many as a batch can be split over.
+    Default: all; on one host, the largest number that a batch can be split over.
 
     Raises:
-      RequestError: fewer are available.
+      RequestError: fewer devices are available.
     """
     available = jax.device_count()
     if count is None:
@@ -93,7 +93,7 @@ def mesh() -> Mesh | None:
 
 
 def require_divisible(batch_size: int) -> None:
-    """Raises RequestError where a batch cannot be split over the devices in use."""
+    """Raises RequestError if a batch cannot be split over the devices in use."""
     in_use = mesh()
     if in_use and batch_size % in_use.size:
         fits = max(n for n in range(1, in_use.size + 1) if batch_size % n == 0)
@@ -103,40 +103,40 @@ def require_divisible(batch_size: int) -> None:
 
 
 def batch_sharded() -> NamedSharding | None:
-    """The leading axis divided over all devices."""
+    """The sharding that divides the leading axis over all devices."""
     in_use = mesh()
     return NamedSharding(in_use, PartitionSpec(AXIS)) if in_use else None
 
 
 def replicated() -> NamedSharding | None:
-    """On every device."""
+    """The sharding that replicates an array on every device."""
     in_use = mesh()
     return NamedSharding(in_use, PartitionSpec()) if in_use else None
 
 
 def constrain(batch: Any) -> Any:
     """Inside a compiled function: arrays with their leading axis divided over all devices."""
-    if jax.sharding.get_abstract_mesh().size <= 1:  # 0 or 1, by version, where no mesh is set
+    if jax.sharding.get_abstract_mesh().size <= 1:  # without a mesh, 0 or 1 by version
         return batch
     return jax.lax.with_sharding_constraint(batch, PartitionSpec(AXIS))
 
 
 def count() -> int:
-    """How many devices are in use."""
+    """Number of devices in use."""
     in_use = mesh()
     return in_use.size if in_use else 1
 
 
 def as_if_one() -> AbstractContextManager[Any]:
-    """Inside, what is traced sees no mesh."""
+    """Inside this context, traced code sees no mesh."""
     return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ()))
 
 
 def shard_map_trials(f: Callable[..., Result], divided: int) -> Callable[..., Result]:
-    """f on each device, with its share of the first `divided` arguments' leading axis.
+    """Runs f on each device, with its share of the first `divided` arguments' leading axis.
 
     The other arguments are replicated; results are joined along their leading axis. Inside, there is
-    one device: optimizers that divide their work see no other device to divide it with.
+    one device: optimizers that divide their work see no other device.
     """
     in_use = mesh()
     if in_use is None:
@@ -174,7 +174,7 @@ def from_process_local(local: NDArray[Any], sharding: NamedSharding | None) -> A
 
 
 def parameters(shapes: Any, copies: int = 1) -> Any:
-    """Where parameters go: a sharding for each leaf, None on one device.
+    """The placement of parameters: a sharding for each leaf, None on one device.
 
     Replicated on every device, unless `copies` of all of them (gradients, optimizer's state) take more
     than a quarter of a device's memory: then each leaf is divided along its longest axis that divides
@@ -207,7 +207,7 @@ def fits(program: Any) -> bool:
 
 
 def memory() -> float:
-    """Bytes of the device that has the least; infinity where they do not say (a CPU)."""
+    """Bytes of memory of the smallest device; infinity if devices do not report it (a CPU)."""
     stats = jax.local_devices()[0].memory_stats() or {}
     mine = float(stats.get("bytes_limit", np.inf))
     if jax.process_count() == 1:
@@ -218,11 +218,11 @@ def memory() -> float:
 
 
 def memory_for_batches() -> float:
-    """Bytes of a device that a batch of trials may take; CPU devices share half of the machine's."""
+    """Bytes of a device that a batch of trials may use; CPU devices share half of the machine's."""
     if jax.default_backend() != "cpu":
         return memory()
     machine = float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    with suppress(OSError, ValueError):  # what a container, or a job of SLURM, may have ("max": all)
+    with suppress(OSError, ValueError):  # the limit of a container or a SLURM job ("max": none)
         machine = min(machine, float(Path("/sys/fs/cgroup/memory.max").read_text()))
     return machine / 2 / jax.local_device_count()
 
@@ -240,7 +240,7 @@ def to_global(tree: Any, shardings: Any) -> Any:
 
 
 def is_first() -> bool:
-    """Whether this host is the one that writes."""
+    """Whether this host is the one that writes files."""
     return jax.process_index() == 0
 
 
@@ -254,10 +254,10 @@ def any_host(value: bool) -> bool:
 
 
 def try_on_all_hosts(action: Callable[[], Result]) -> Result:
-    """What `action` returns on this host; where it raises a RequestError on one, it ends on all.
+    """The result of `action` on this host; a RequestError on one host is raised on all.
 
     Raises:
-      RequestError: that of this host, or one that says that another host has one.
+      RequestError: this host's, or one that reports an error on another host.
     """
     result, mine = None, None
     try:
@@ -265,12 +265,12 @@ def try_on_all_hosts(action: Callable[[], Result]) -> Result:
     except RequestError as error:
         mine = error
     if any_host(mine is not None):
-        raise mine or RequestError("another host cannot continue; its own message says why")
+        raise mine or RequestError("another host cannot continue; its own message has the reason")
     return result  # type: ignore[return-value]
 
 
 def from_host_0(value: float) -> float:
-    """Host 0's value, on every host: what they do next must be the same."""
+    """Host 0's value, on every host, so that all hosts make the same decision."""
     if jax.process_count() == 1:
         return value
     from jax.experimental import multihost_utils

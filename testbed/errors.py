@@ -15,13 +15,13 @@ def choose(option: str, name: str, among: Mapping[str, Value], otherwise: str = 
     """among[name].
 
     Args:
-      option: that `name` was given to, such as "--task".
-      name: what was asked for.
+      option: the option that `name` was given to, such as "--task".
+      name: the requested name.
       among: the choices.
-      otherwise: what could be given instead of a name.
+      otherwise: what may be given instead of a name.
 
     Raises:
-      RequestError: there is no such name; the message has the nearest and all others.
+      RequestError: unknown name; the message has the nearest name and all choices.
     """
     if name not in among:
         near = difflib.get_close_matches(name, among, n=1, cutoff=0.0)[0]

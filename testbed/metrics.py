@@ -1,4 +1,4 @@
-"""Metrics as data: what each is called, its unit, which way is better, and how it is drawn.
+"""Metrics as data: each one's name, unit, better direction, and how it is drawn.
 
 A record's measurement has columns `<part>_<name>`, where part is one of PARTS and name one of METRICS,
 or the name alone (a diagnostic, such as `grad_norm`). Standard library only: analysis reads this module
@@ -18,27 +18,27 @@ PARTS = {"validation": "held-out", "test": "test", "train": "training"}
 
 
 class Metric(NamedTuple):
-    """What analysis knows of a column.
+    """What analysis knows about a column.
 
     A metric that has a direction (`better`) is expected in every measurement of a trial; one without may
-    be measured more rarely.
+    be measured less often.
     """
 
-    name: str  # of its column
-    label: str  # for people, such as "held-out KL"
+    name: str  # of the metric's column
+    label: str  # human-readable, such as "held-out KL"
     unit: str = ""
     better: Better = "none"
     drawn: Drawn = "linear"  # log; complement: a share in [0, 1], drawn as 1 - x on a log axis; linear
-    complement: str = ""  # what 1 - x is called, where that is drawn
+    complement: str = ""  # the label of 1 - x, if that is drawn
 
     @property
     def worst(self) -> float:
-        """What a diverged trial counts as: infinitely bad, or where no way is better, nothing."""
+        """The value of a diverged trial: infinitely bad, or NaN if neither direction is better."""
         return {"min": math.inf, "max": -math.inf, "none": math.nan}[self.better]
 
     @property
     def axis(self) -> str:
-        """What an axis shows of it, such as "held-out KL (nats)" or "test error"."""
+        """The label of its axis, such as "held-out KL (nats)" or "test error"."""
         if self.drawn == "complement":
             return self.complement or f"1 - {self.label}"
         return f"{self.label} ({self.unit})" if self.unit else self.label
@@ -68,8 +68,8 @@ def find(column: str, declared: Mapping[str, Mapping[str, Any]] | None = None) -
       declared: the field "metrics" of a header, checked by `check`: it takes precedence.
 
     Returns:
-      Its row under the column's name, with the part in its labels. A column that is neither declared nor
-      among METRICS is a plain scalar: no way is better, and it is drawn as it is.
+      The metric's row under the column's name, with the part in its labels. A column that is neither
+      declared nor in METRICS is a plain scalar: neither direction is better, and it is drawn unchanged.
     """
     rows = _ROWS | {name: _row(name, fields) for name, fields in (declared or {}).items()}
     if column in rows:
@@ -89,7 +89,7 @@ def _row(name: str, fields: Mapping[str, Any]) -> Metric:
 
 
 def check(declared: object) -> str:
-    """What is wrong with the field "metrics" of a header; nothing where it can be used."""
+    """The fault in the field "metrics" of a header; an empty string if there is none."""
     if not isinstance(declared, Mapping):
         return "its metrics are not an object"
     for name, fields in declared.items():
@@ -104,7 +104,7 @@ def check(declared: object) -> str:
 
 
 def in_order(columns: Iterable[str]) -> list[str]:
-    """Columns as a reader wants them: held-out, test, training, diagnostics; each as in METRICS."""
+    """Columns in reading order: held-out, test, training, diagnostics; each as in METRICS."""
     parts, names = [*PARTS], [*_ROWS]
 
     def place(column: str) -> tuple[int, int]:

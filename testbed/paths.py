@@ -1,11 +1,11 @@
-"""Where things are kept outside of `--out`."""
+"""Folders for files outside of `--out`."""
 
 import os
 from pathlib import Path
 
 
 def cache(name: str) -> Path:
-    """A folder below $XDG_CACHE_HOME/funmatch, or else ~/.cache/funmatch: what can be made again."""
+    """A folder below $XDG_CACHE_HOME/funmatch, or else ~/.cache/funmatch, for recomputable files."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return home / "funmatch" / name
 
@@ -16,5 +16,5 @@ def checkpoints() -> Path:
 
 
 def data_sets() -> Path:
-    """TFDS's own choice: $TFDS_DATA_DIR, or else ~/tensorflow_datasets."""
+    """Data sets, as TFDS chooses: $TFDS_DATA_DIR, or else ~/tensorflow_datasets."""
     return Path(os.environ.get("TFDS_DATA_DIR") or Path.home() / "tensorflow_datasets")

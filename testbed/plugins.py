@@ -1,7 +1,7 @@
-"""Users' files, and checksums of source: what an optimizer or a task is, when it is not one of ours.
+"""Users' files, and checksums of source code, which identify the optimizers and tasks of users.
 
 A record names its optimizer and its task by a SHA-256 of the source that determines them, so that a
-trial is run again once the code has changed, and is not when only its folder has.
+trial is rerun when the code has changed, but not when only its folder has.
 """
 
 import ast
@@ -25,7 +25,7 @@ from typing import Any
 
 from testbed.errors import RequestError
 
-PREFIX = "funmatch_file_"  # of the names of modules that users' files become
+PREFIX = "funmatch_file_"  # of the module names of users' files
 OURS = {
     "testbed",
     "benchmarks",
@@ -41,11 +41,11 @@ STANDARD_LIBRARY = Path(sysconfig.get_paths()["stdlib"]).resolve()
 
 
 def load_file(option: str, path: str | Path) -> ModuleType:
-    """Imports a user's file, anew each time; it can import the modules beside it.
+    """Imports a user's file, again at each call; the file can import the modules in its folder.
 
-    Files of one name in different folders are different modules, and so are the modules beside them.
-    Only an import inside a function comes too late for that: where two folders have a module of that
-    name, it is the one that was loaded last.
+    Files of one name in different folders are different modules, and so are the modules next to them.
+    The exception is an import inside a function: if two folders have a module of that name, the import
+    returns the one that was loaded last.
 
     Args:
       option: what the user gave the path to, such as "--opt".
@@ -76,7 +76,7 @@ def load_file(option: str, path: str | Path) -> ModuleType:
 
 @contextmanager
 def _helpers_of(module: ModuleType, folder: Path) -> Iterator[None]:
-    """Inside, modules of a folder can be imported, and none that files loaded before have imported."""
+    """Inside, this folder's modules can be imported, and those of earlier files are hidden."""
     for loaded in [m for name, m in sys.modules.items() if name.startswith(PREFIX)]:
         for name, helper in vars(loaded).get("__helpers__", {}).items():
             if sys.modules.get(name) is helper:
@@ -85,7 +85,7 @@ def _helpers_of(module: ModuleType, folder: Path) -> Iterator[None]:
     sys.modules[module.__name__] = module  # where dataclasses and pickle look for it
     before, bytecode = set(sys.modules), sys.dont_write_bytecode
     sys.path.insert(0, str(folder))
-    # Python trusts bytecode by size and second: not enough for a file that is being edited.
+    # Python checks bytecode by size and second: not enough for a file that is being edited.
     sys.dont_write_bytecode = True
     try:
         yield
@@ -112,7 +112,7 @@ def _is_helper(name: str, module: ModuleType, folder: Path) -> bool:
 
 
 def defaults(build: Callable[..., Any]) -> dict[str, Any]:
-    """Hyperparameter -> default, of an optimizer: the arguments behind total_steps that have one.
+    """Hyperparameter -> default, of an optimizer: the arguments after total_steps that have one.
 
     Defaults that a record and a command line cannot hold, such as functions, are left out.
     """
@@ -127,37 +127,37 @@ def defaults(build: Callable[..., Any]) -> dict[str, Any]:
 def source_sha256(obj: Any, name: str) -> str:
     """SHA-256 of the source that determines a function or an object.
 
-    That is the source of its module and, transitively, of the modules that it imports, but for the
-    standard library, for installed packages (of which it has the version) and for the testbed. Files
-    enter by their paths relative to where they are imported from. Of a function of a notebook it is its
-    own source, the functions that it refers to, and the values that it reads. What is bound to it (by
-    `functools.partial`, a closure, attributes of a callable object) enters too: numbers, text, arrays,
-    containers and dataclasses of these, and functions.
+    It covers the source of its module and, transitively, of the modules that it imports, except the
+    standard library, installed packages (their version is covered) and the testbed. Files are included
+    with their paths relative to where they are imported from. For a function in a notebook, it covers
+    its own source, the functions that it refers to, and the values that it reads. Values bound to it (by
+    `functools.partial`, a closure, attributes of a callable object) are included too: numbers, text,
+    arrays, containers and dataclasses of these, and functions.
 
     Args:
       obj: the function or object.
-      name: what messages call it.
+      name: its name in messages.
 
     Raises:
       RequestError: its source cannot be found, or something bound to it has neither source nor a value
-        that can be named.
+        that can be identified.
     """
     digest = hashlib.sha256()
     try:
         for piece in _pieces(obj, name, set()):
             digest.update(len(piece).to_bytes(8, "big") + piece)
     except RecursionError as error:
-        raise RequestError(f"{name}: what is bound to it contains itself; put it into a file") from error
+        raise RequestError(f"{name}: a value bound to it contains itself; put it into a file") from error
     return digest.hexdigest()
 
 
 def _pieces(value: Any, where: str, seen: set[Any]) -> Iterator[bytes]:
-    """What determines a value, in an order that is the same everywhere.
+    """Yields the bytes that determine a value, in an order that is the same on every machine.
 
     Args:
-      value: anything.
-      where: how a message names it.
-      seen: files, functions, classes and modules that need not be given again; grows.
+      value: any value.
+      where: its name in a message.
+      seen: files, functions, classes and modules already covered; extended here.
     """
     if isinstance(value, PLAIN):
         yield f"{type(value).__name__} {value!r}".encode()
@@ -187,7 +187,7 @@ def _pieces(value: Any, where: str, seen: set[Any]) -> Iterator[bytes]:
 
 
 def _code(value: ModuleType | FunctionType | type, where: str, seen: set[Any]) -> Iterator[bytes]:
-    """What has source of its own."""
+    """The pieces of a value that has its own source."""
     if isinstance(value, ModuleType):
         yield from _module(value.__name__, getattr(value, "__file__", None), seen)
     elif isinstance(value, FunctionType):
@@ -197,7 +197,7 @@ def _code(value: ModuleType | FunctionType | type, where: str, seen: set[Any]) -
 
 
 def _bound(value: Any) -> Mapping[Any, Any] | None:
-    """The parts of a value that is determined by them; None: it is not."""
+    """The parts of a value, if they determine it; None otherwise."""
     if isinstance(value, functools.partial):
         return {"function": value.func, "arguments": value.args, "keywords": value.keywords}
     if isinstance(value, MethodType):
@@ -223,7 +223,7 @@ def _bound(value: Any) -> Mapping[Any, Any] | None:
 
 
 def _function(function: FunctionType, where: str, seen: set[Any]) -> Iterator[bytes]:
-    """A function: its module, or its own source; and what is bound to it."""
+    """The pieces of a function: its module, or its own source; and the values bound to it."""
     yield function.__qualname__.encode()
     names = function.__globals__  # not __module__, which functools.wraps copies
     in_file = _is_file(names.get("__file__")) and not _is_typed_in(function.__code__)
@@ -235,7 +235,7 @@ def _function(function: FunctionType, where: str, seen: set[Any]) -> Iterator[by
             yield name.encode()
             yield from _pieces(names[name], f"{where}, which reads {name}", seen)
     if in_file and "<locals>" not in function.__code__.co_qualname:
-        return  # what is bound stands in the source
+        return  # the bound values are in the source
     bound = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
     for name, cell in bound.items():
         yield name.encode()
@@ -247,12 +247,12 @@ def _function(function: FunctionType, where: str, seen: set[Any]) -> Iterator[by
 def _contents(cell: Any) -> Any:
     try:
         return cell.cell_contents
-    except ValueError:  # it has not been given a value yet
+    except ValueError:  # it has no value yet
         return None
 
 
 def _class(cls: type, where: str, seen: set[Any]) -> Iterator[bytes]:
-    """A class: its module; of a notebook, its bases, methods and values."""
+    """The pieces of a class: its module or, in a notebook, its bases, methods and values."""
     yield cls.__qualname__.encode()
     members = {name: _function_in(value) or value for name, value in sorted(vars(cls).items())}
     written = [m for m in members.values() if isinstance(m, FunctionType) and _is_written(m)]
@@ -277,15 +277,15 @@ def _function_in(member: Any) -> Any:
 
 
 def _is_written(function: FunctionType) -> bool:
-    """Whether somebody wrote it: `dataclass` and NamedTuple make functions of their own."""
+    """Whether a function was written by a person: `dataclass` and NamedTuple generate functions."""
     return not function.__code__.co_filename.startswith("<string")
 
 
-# Where source is
+# Where source code is
 
 
 def _is_typed_in(code: CodeType) -> bool:
-    """Whether it is of a notebook or an interactive Python, which keep its source in linecache alone."""
+    """Whether code is from a notebook or an interactive Python: its source is only in linecache."""
     return code.co_filename in linecache.cache and not _is_file(code.co_filename)
 
 
@@ -294,7 +294,7 @@ def _source(code: CodeType, where: str) -> str:
         return inspect.getsource(code)
     except (OSError, TypeError) as error:
         raise RequestError(
-            f"{where}: its source cannot be found, so later changes of it would go unnoticed; put it "
+            f"{where}: its source cannot be found, so later changes to it would go unnoticed; put it "
             "into a file and give its path"
         ) from error
 
@@ -343,7 +343,7 @@ def _files(path: Path, root: Path, seen: set[Any]) -> Iterator[bytes]:
 
 @functools.lru_cache(1024)  # a sweep asks for the same few files thousands of times
 def _imports(content: bytes, package: tuple[str, ...]) -> list[str]:
-    """The full names of all that a module imports; `package` is where it is itself."""
+    """The full names of everything that a module imports; `package` is the package that contains it."""
     found = set()
     for node in ast.walk(ast.parse(content)):
         if isinstance(node, ast.Import):
@@ -356,7 +356,7 @@ def _imports(content: bytes, package: tuple[str, ...]) -> list[str]:
 
 
 def _locate(name: str, root: Path) -> list[Path]:
-    """The files below `root` that importing a name runs; it may be of something inside a module."""
+    """The files below `root` that importing a name runs; it may name something inside a module."""
     found: list[Path] = []
     folder = root
     for part in name.split("."):
@@ -378,7 +378,7 @@ def _is_only_a_docstring(content: bytes) -> bool:
 
 
 def _root_of_top(top: str) -> Path | None:
-    """Where a package or module is imported from, if it is neither installed nor of the library."""
+    """Where a package or module is imported from, unless it is installed or in the standard library."""
     if top in sys.stdlib_module_names:
         return None
     try:
@@ -394,7 +394,7 @@ def _root_of_top(top: str) -> Path | None:
 
 
 def _root(name: str, path: Path) -> Path:
-    """The folder that a module's name starts from."""
+    """The folder in which a module's dotted name starts."""
     if name.startswith(PREFIX) or name == "__main__":
         return path.parent
     return path.parents[name.count(".") + (path.name == "__init__.py")]
@@ -405,7 +405,7 @@ def _is_file(file: str | None) -> bool:
 
 
 def _is_installed(file: Path) -> bool:
-    """Whether a file is of an installed package or of the standard library."""
+    """Whether a file belongs to an installed package or to the standard library."""
     resolved = file.resolve()
     return not {"site-packages", "dist-packages"}.isdisjoint(resolved.parts) or (
         resolved.is_relative_to(STANDARD_LIBRARY)
@@ -413,7 +413,7 @@ def _is_installed(file: Path) -> bool:
 
 
 def _is_of_a_package(module: str) -> bool:
-    """Whether a module is installed, of the standard library or built in; ours are not meant."""
+    """Whether a module is installed, in the standard library or built in; False for our own."""
     top = module.partition(".")[0]
     if top in FOLLOWED or module == "__main__":
         return False
@@ -442,7 +442,7 @@ def _name_of(value: Any) -> str | None:
 
 
 def _is_found_by_name(value: Any) -> bool:
-    """Whether it is what a package has under its name, as functions of C are."""
+    """Whether a package has this value under its name, as for functions in C."""
     module, name = getattr(value, "__module__", None), _name_of(value)
     if isinstance(value, BuiltinFunctionType):
         return True

@@ -17,7 +17,7 @@ PACKAGES = (
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """Versions of what computes a trial."""
+    """Versions of the software that computes a trial."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -29,7 +29,7 @@ def versions() -> dict[str, str]:
 
 @functools.cache
 def device() -> dict[str, Any]:
-    """The device that computes, and the host that it is in."""
+    """The device that computes, and its host."""
     first = jax.devices()[0]
     return {
         "platform": first.platform,

@@ -21,7 +21,7 @@ SCHEMA = 1
 TAIL = 65536  # bytes: longer than any row
 
 
-class ReadError(NamedTuple):  # a value, which nothing raises
+class ReadError(NamedTuple):  # a value, never raised
     """A line of a record that could not be used."""
 
     path: Path
@@ -40,7 +40,7 @@ class Record(NamedTuple):
 
 
 def run_id(identity: Mapping[str, Any]) -> str:
-    """A short hash of all that determines a trial."""
+    """A short hash of everything that determines a trial."""
     canonical = json.dumps(identity, sort_keys=True, allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
@@ -61,7 +61,7 @@ def _finite(value: Any) -> Any:
 
 
 def append(path: Path, *rows: Mapping[str, Any], at: int) -> int:
-    """Writes rows from byte `at` on, drops what stood there, flushes to disk; the new length."""
+    """Truncates at byte `at`, writes rows there, flushes to disk; returns the new length."""
     with path.open("r+b" if at else "wb") as file:
         file.seek(at)
         file.truncate()
@@ -72,7 +72,7 @@ def append(path: Path, *rows: Mapping[str, Any], at: int) -> int:
 
 
 def read(path: Path) -> Record:
-    """Reads what can be read of a record; lines that cannot are in `errors`."""
+    """Reads the valid lines of a record; the others are in `errors`."""
     header: dict[str, Any] = {}
     measurements: list[dict[str, Any]] = []
     end = None
@@ -99,7 +99,7 @@ def read(path: Path) -> Record:
         elif kind == "end":
             end = row
         else:
-            errors.append(ReadError(path, number, f"kind {kind!r} without what belongs to it"))
+            errors.append(ReadError(path, number, f"kind {kind!r} without its fields"))
     if not header:
         errors.append(ReadError(path, 0, "no header"))
     return Record(path, header, measurements, end, errors)
@@ -111,7 +111,7 @@ def read_folder(folder: Path) -> list[Record]:
 
 
 def paths(folder: Path) -> list[Path]:
-    """The records below a folder, sorted; trials may be running there, and replace their checkpoints."""
+    """The records below a folder, sorted; running trials may be replacing their checkpoints there."""
     found = []
     for place, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.endswith(".checkpoint")]
@@ -122,7 +122,7 @@ def paths(folder: Path) -> list[Path]:
 def first_reaching(
     measurements: Sequence[Mapping[str, Any]], target: Mapping[str, Any]
 ) -> Mapping[str, Any] | None:
-    """The first measurement that is at least as good as the target; None where there is none."""
+    """The first measurement that is at least as good as the target; None if there is none."""
     sign = 1 if target["mode"] == "min" else -1
     for measurement in measurements:
         value = measurement.get(target["metric"])
@@ -132,7 +132,7 @@ def first_reaching(
 
 
 def last_row(path: Path) -> dict[str, Any] | None:
-    """The last whole row of a record, without reading the rest; None where there is none."""
+    """The last whole row of a record, without reading the rest; None if there is none."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
@@ -149,16 +149,16 @@ def last_row(path: Path) -> dict[str, Any] | None:
     return None
 
 
-class Busy(RequestError):  # noqa: N818 (a process that waits needs no error)
+class Busy(RequestError):  # noqa: N818 (a waiting process treats it as no error)
     """Another process runs the trial."""
 
 
 @contextmanager
 def lock(record: Path) -> Iterator[None]:
-    """Keeps a record's file to this process while it runs the trial.
+    """Locks a record's file for this process while it runs the trial.
 
     Raises:
-      Busy: another process has it.
+      Busy: another process holds the lock.
       RequestError: the folder cannot be written.
     """
     path = record.with_suffix(".lock")
@@ -185,7 +185,7 @@ def _open_locked(record: Path, path: Path) -> BinaryIO:
                 return file
         except BlockingIOError as error:
             tries += 1
-            if tries < 5:  # another process may only be looking (`is_held`)
+            if tries < 5:  # another process may only be checking (`is_held`)
                 file.close()
                 time.sleep(0.01)
                 continue
@@ -200,7 +200,7 @@ def _open_locked(record: Path, path: Path) -> BinaryIO:
 
 
 def is_held(record: Path) -> bool:
-    """Whether another process runs the trial at this moment."""
+    """Whether another process is running the trial at this moment."""
     try:
         with record.with_suffix(".lock").open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

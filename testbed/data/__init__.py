@@ -1,1 +1,1 @@
-"""Images and labels, split once and for ever."""
+"""Images and labels, with fixed splits."""

@@ -22,12 +22,12 @@ class InputSpec(NamedTuple):
 class Part(NamedTuple):
     """A part of a data set."""
 
-    inputs: Any  # [n, ...]: an array of NumPy or, of a generator, of JAX
-    labels: Any = None  # [n] or, one for each position, [n, positions] integers
+    inputs: Any  # [n, ...]: a NumPy array or, from a generator, a JAX array
+    labels: Any = None  # integers [n] or, one for each position, [n, positions]
 
 
 class Data(NamedTuple):
-    """A data set that fits the device, and the SHA-256 of all that it holds."""
+    """A data set that fits the device, and the SHA-256 of its content."""
 
     training: Part
     validation: Part
@@ -40,8 +40,8 @@ class Generated(NamedTuple):
 
     Attributes:
       draw: the source's arrays, a key, n -> a Part of n examples. Pure; it runs inside the step.
-      held_out: how many examples each held-out part has, drawn once with keys of their own.
-      arrays: () -> the source's arrays (a pytree), which programs are given as arguments.
+      held_out: number of examples in each held-out part, drawn once with separate keys.
+      arrays: () -> the source's arrays (a pytree), passed to programs as arguments.
     """
 
     draw: Callable[[Any, jax.Array, int], Part]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 Image = NDArray[np.uint8]
 
-VERSION = 1  # to be raised with any change of the pixels that come out of here
+VERSION = 1  # to be raised with any change of the pixels computed here
 AREA, ASPECT = (0.05, 1.0), (0.75, 1.33)
 ATTEMPTS = 100
 
@@ -38,7 +38,7 @@ def random_window(rng: np.random.Generator, height: int, width: int) -> Window:
 
     The aspect (width / height) is uniform, not log-uniform; the window's height is uniform over whole
     numbers from that of the least area to the largest that fits, so small areas are likelier; offsets
-    are uniform but the last one is never drawn. After 100 failures the whole image.
+    are uniform, but the last one is never drawn. After 100 failures the window is the whole image.
     """
     for _ in range(ATTEMPTS):
         aspect = ASPECT[0] + (ASPECT[1] - ASPECT[0]) * rng.random()
@@ -58,7 +58,7 @@ def _window(rng: np.random.Generator, height: int, width: int, aspect: float) ->
     high = min(high, height)
     h = min(low, high)
     h += _below(rng, high - h + 1)
-    if h * round(h * aspect) < least:  # rounded to too little
+    if h * round(h * aspect) < least:  # too small after rounding
         h += 1
     w = round(h * aspect)
     if not (least <= h * w <= most and 0 < w <= width and 0 < h <= height):
@@ -74,7 +74,7 @@ def _below(rng: np.random.Generator, n: int) -> int:
 
 
 def resize(image: Image, window: Window, size: int) -> Image:
-    """Bilinear, at half-pixel centres, without antialiasing however much it shrinks; truncated."""
+    """Bilinear resize at half-pixel centres, without antialiasing at any scale; truncated."""
     top, bottom, down = _neighbours(window.height, size)
     left, right, across = _neighbours(window.width, size)
     columns = (window.left + left, window.left + right)
@@ -98,7 +98,7 @@ def _neighbours(length: int, size: int) -> tuple[NDArray[Any], NDArray[Any], NDA
 
 
 def central_crop(image: Image, shorter_side: int, size: int) -> Image:
-    """The evaluation's view: shorter side averaged to `shorter_side`, then the middle size x size."""
+    """The evaluation view: shorter side averaged to `shorter_side`, then the middle size x size."""
     height, width = image.shape[:2]
     factor = np.float32(shorter_side) / np.float32(min(height, width))
     rows, columns = (round(float(np.float32(side) * factor)) for side in (height, width))

@@ -1,8 +1,8 @@
-"""scikit-learn's bundled digits: 1,797 real 8x8 images, split once and for ever.
+"""scikit-learn's bundled digits: 1,797 real 8x8 images, with a fixed split.
 
-1,020 training images (as many as Flowers-102 has), 377 for validation and 400 for the test, in each
-the share of every class of the whole set. Within a class, images are ordered by the SHA-256 of their
-pixels: the split depends on the images alone, on no library's random numbers.
+1,020 training images (the number in Flowers-102), 377 validation images and 400 test images; each part
+has the class shares of the whole set. Within a class, images are ordered by the SHA-256 of their
+pixels: the split depends only on the images, not on any library's random numbers.
 """
 
 import functools
@@ -24,7 +24,7 @@ def load() -> Data:
     """The three parts: inputs [n, 8, 8, 1] float32 in [-1, 1], labels [n].
 
     Raises:
-      ValueError: scikit-learn's images are not those that the split was made for.
+      ValueError: scikit-learn's images differ from those that the split was made for.
     """
     pixels, labels = _read()
     images = (pixels / 8 - 1).astype(np.float32)[..., None]
@@ -43,7 +43,7 @@ def load() -> Data:
 
 
 def _read() -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
-    """What sklearn.datasets.load_digits reads, without the three seconds that its import takes."""
+    """Reads what sklearn.datasets.load_digits reads, without the three seconds of its import."""
     path = distribution("scikit-learn").locate_file("sklearn/datasets/data/digits.csv.gz")
     with gzip.open(str(path), "rt") as file:
         rows = np.loadtxt(file, np.uint8, delimiter=",")

@@ -1,6 +1,6 @@
 """Arrays that are expensive to compute, cached on disk with their checksums.
 
-They are memory-mapped: the system keeps in memory what fits, once for all processes of a machine.
+They are memory-mapped: the system caches what fits in memory, shared by all processes of a machine.
 """
 
 import hashlib
@@ -25,14 +25,14 @@ def stored(
     dtype: DTypeLike,
     fill: Callable[[NDArray[Any]], None],
 ) -> Path:
-    """An .npy file that holds what `fill` makes of an array; computed where it is not there, or damaged.
+    """An .npy file with the array that `fill` writes; computed if it is missing or damaged.
 
     Args:
-      name: how the file's name begins.
-      key: all that determines the content, as JSON can hold it.
+      name: prefix of the file's name.
+      key: everything that determines the content; serializable as JSON.
       shape: of the array.
       dtype: of the array.
-      fill: writes all of the array that it is given.
+      fill: writes the whole array that it is given.
 
     Returns:
       the path, for `numpy.load(path, mmap_mode="r")`.
@@ -68,13 +68,13 @@ def _reserve(path: Path) -> None:
             os.posix_fallocate(file.fileno(), 0, size)
         except OSError as error:
             raise RequestError(
-                f"{path.parent}: no room for {size / 2**30:.1f} GiB ({error.strerror}); XDG_CACHE_HOME "
-                "names another folder for caches"
+                f"{path.parent}: no room for {size / 2**30:.1f} GiB ({error.strerror}); set "
+                "XDG_CACHE_HOME to another folder for caches"
             ) from error
 
 
 def find(name: str, key: Mapping[str, Any], shape: tuple[int, ...], dtype: DTypeLike) -> Path | None:
-    """Where `stored` keeps the array, if it is there and whole."""
+    """The file in which `stored` keeps the array; None if it is missing or damaged."""
     path = _path(name, key, shape, dtype)
     try:
         sha256 = json.loads(path.with_suffix(".json").read_text())["sha256"]

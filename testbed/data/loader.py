@@ -1,8 +1,8 @@
-"""Batches for the device, made ahead on the host by Grain.
+"""Batches for the device, prepared ahead of time on the host by Grain.
 
 A training batch is a function of (data set, seed, step) alone: example p = step * batch + row is the
-(p mod n)-th of the (p div n)-th shuffled epoch, and its crops have random numbers of their own. So the
-position of a stream is the step, and any number of worker processes, threads or hosts sees the same.
+(p mod n)-th of the (p div n)-th shuffled epoch, and its crops use separate random numbers. So the
+position of a stream is the step, and any number of worker processes, threads or hosts gives the same.
 """
 
 import collections
@@ -28,14 +28,14 @@ Batch = Mapping[str, NDArray[Any]]
 Rows = NDArray[np.int64]
 Item = TypeVar("Item")
 
-AHEAD = 2  # batches on their way to the devices while one is used
+AHEAD = 2  # batches in transfer to the devices while one is used
 
 
 class TrainingCrops:
     """Crops of training images, in the order of steps and of this host's rows of each batch.
 
     Item i is a dictionary of the crop `inputs`, the image's `labels` and `index`, and `second`, another
-    crop of the same image, where that is asked for.
+    crop of the same image, if requested.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class TrainingCrops:
         self._batch_size, self._rows = batch_size, rows
 
     def __len__(self) -> int:
-        return 2**60  # epochs without end
+        return 2**60  # unlimited epochs
 
     def __getitem__(self, item: SupportsIndex) -> dict[str, Any]:
         step, row = divmod(int(item), len(self._rows))
@@ -65,7 +65,7 @@ class TrainingCrops:
 
 
 class CentralViews:
-    """The evaluation's views, in the order of the data set."""
+    """The evaluation views, in the order of the data set."""
 
     def __init__(self, images: Images, shorter_side: int, size: int) -> None:
         self._images, self._shorter_side, self._size = images, shorter_side, size
@@ -86,38 +86,38 @@ def epoch_order(seed: int, epoch: int, n: int) -> NDArray[np.int32]:
 
 
 def _generator(seed: int, purpose: int, number: int) -> np.random.Generator:
-    """Random numbers of their own for each epoch (purpose 0) and example (purpose 1) of a seed."""
+    """A separate random generator for each epoch (purpose 0) and example (purpose 1) of a seed."""
     counter = np.array([0, 0, number, purpose], np.uint64)
     return np.random.Generator(np.random.Philox(key=seed, counter=counter))
 
 
 def default_workers() -> int:
-    """Worker processes: none on small machines, whose threads do; else one for every second core."""
+    """Number of worker processes: 0 on small machines, where threads suffice; else one per two cores."""
     return 0 if cores() <= 4 else min(cores() // 2, 64)
 
 
 def workers() -> int:
-    """Worker processes: $FUNMATCH_WORKERS, or what the machine's size suggests.
+    """Number of worker processes: $FUNMATCH_WORKERS, or a default from the machine's size.
 
     Raises:
       RequestError: $FUNMATCH_WORKERS is not a number.
     """
     given = os.environ.get("FUNMATCH_WORKERS") or str(default_workers())
     if not given.isdecimal():
-        raise RequestError(f"FUNMATCH_WORKERS={given}: must be a whole number from 0")
+        raise RequestError(f"FUNMATCH_WORKERS={given}: must be a whole number, 0 or more")
     return int(given)
 
 
 def cores() -> int:
-    """How many cores this process may use."""
+    """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def keep_freed_memory() -> None:
-    """Tells glibc to keep what is freed instead of giving it back to the system.
+    """Makes glibc keep freed memory instead of returning it to the system.
 
-    Images of half a megabyte come and go, and to get fresh pages for each takes a good part of the time
-    of decoding and cropping them (`throughput.py --data` prints both).
+    Images of half a megabyte are allocated and freed all the time. Getting fresh pages for each takes a
+    large part of the time of decoding and cropping it (`throughput.py --data` prints both).
     """
     if sys.platform == "linux":
         trim_threshold, top_pad, mmap_threshold, gib = -1, -2, -3, 2**30
@@ -128,9 +128,9 @@ def keep_freed_memory() -> None:
 
 
 class _InWorkers:
-    """A source that prepares the process that it is sent to, and ends it when its sender is gone.
+    """A source that sets up the worker process it is sent to, and ends that worker if its parent dies.
 
-    Grain's workers would live on for ever, and keep their memory, if this process was killed.
+    Otherwise, Grain's workers would keep running, and hold their memory, if this process was killed.
     """
 
     def __init__(self, source: Any) -> None:
@@ -146,7 +146,7 @@ class _InWorkers:
         self.__dict__.update(state)
         parent = multiprocessing.parent_process()
         if parent is not None:
-            # An interrupt reaches them too, and is for the trial to hear.
+            # An interrupt reaches the workers too, but only the trial handles it.
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, signal.SIG_IGN)
             keep_freed_memory()
@@ -159,19 +159,19 @@ def _end_after(parent: Any) -> None:
 
 
 def batches(source: Any, batch_size: int, *, start: int = 0, workers: int = 0) -> Iterator[Batch]:
-    """Batches of a random-access source, from batch `start` on, made ahead by threads or processes.
+    """Batches of a random-access source, from batch `start` on, prepared ahead by threads or processes.
 
     Args:
       source: item -> dictionary of arrays.
-      batch_size: items to a batch; the last may be smaller.
+      batch_size: items per batch; the last batch may be smaller.
       start: number of the first batch.
-      workers: processes; with 0, threads of this one.
+      workers: number of processes; 0: threads of this process.
     """
     import grain
     from absl import flags
 
     if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()  # Grain's workers read flags, which nobody here sets
+        flags.FLAGS.mark_as_parsed()  # Grain's workers read flags, which are not set here
     keep_freed_memory()
     dataset = grain.MapDataset.source(_InWorkers(source))[start * batch_size :].batch(batch_size)
     threads = 1 if workers else cores()
@@ -185,7 +185,7 @@ def batches(source: Any, batch_size: int, *, start: int = 0, workers: int = 0) -
 
 
 def ahead(items: Iterator[Item]) -> Iterator[Item]:
-    """The same items, with AHEAD of them on their way to the devices, or being computed there."""
+    """The same items, with AHEAD of them in transfer to the devices or being computed there."""
     waiting: collections.deque[Item] = collections.deque()
     for item in items:
         waiting.append(item)

@@ -1,7 +1,7 @@
-"""Lessons from other data, embedded: windows of scikit-learn's two sample photographs.
+"""Lessons from other data, bundled: windows of scikit-learn's two sample photographs.
 
-1,020 of them, as many as the training images of the digits, in the digits' form: 8x8 grey values, each
-window's darkest pixel -1 and its brightest 1, as a digit's are.
+There are 1,020, the number of training images of the digits, in the same form: 8x8 grey values, where
+each window's darkest pixel is -1 and its brightest 1, as in a digit.
 """
 
 import functools
@@ -21,7 +21,7 @@ SIDES = (24, 192)  # of the windows, in pixels (log-uniform)
 
 @functools.cache
 def load() -> Part:
-    """Inputs [1020, 8, 8, 1] in [-1, 1]; the labels are all 0 and mean nothing."""
+    """Inputs [1020, 8, 8, 1] in [-1, 1]; the labels are all 0, without meaning."""
     rng = np.random.Generator(np.random.Philox(key=2021))
     photographs = [_read(name) for name in FILES]
     windows = np.stack([_window(rng, photographs[i % len(photographs)]) for i in range(COUNT)])

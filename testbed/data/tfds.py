@@ -1,6 +1,6 @@
-"""Reading data sets that do not fit the device: tensorflow-datasets, stored as array_record.
+"""Reads data sets that do not fit the device: tensorflow-datasets, stored as array_record.
 
-Without TensorFlow. `loader` makes batches of what is read here.
+This needs no TensorFlow. `loader` makes batches of these data.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ class Labelled(NamedTuple):
 
 
 class Images(Protocol):
-    """A part of a data set, by index; can be sent to other processes."""
+    """A part of a data set, by index; it can be sent to other processes."""
 
     def __len__(self) -> int: ...
 
@@ -51,7 +51,7 @@ class Records(Protocol):
 
 
 class Encoded:
-    """The images of a TFDS split, decoded anew each time."""
+    """The images of a TFDS split, decoded at every access."""
 
     def __init__(self, records: Records, name: str) -> None:
         self._records, self.name = records, name
@@ -74,13 +74,13 @@ class Encoded:
         return int(self._records[index]["label"])
 
     def shape(self, index: int) -> tuple[int, int]:
-        """Height and width, read from the file's head."""
+        """Height and width, read from the image file's header."""
         with Pillow.open(io.BytesIO(self._records[index]["image"])) as image:
             return image.height, image.width
 
 
 class Decoded:
-    """The same, decoded once for all into one memory-mapped file."""
+    """The same images, decoded once into one memory-mapped file."""
 
     def __init__(self, pixels: Path, index: Path) -> None:
         self._paths = (pixels, index)
@@ -114,17 +114,17 @@ class Opened(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Stream:
-    """A TFDS data set of labelled images, stored as array_record, and the views that are cut from it.
+    """A TFDS data set of labelled images, stored as array_record, and the views cut from it.
 
     Attributes:
-      dataset: TFDS name, with its config where it has several.
+      dataset: TFDS name, with its config if it has several.
       training: split, in TFDS's notation.
       validation: split.
       test: split.
-      classes: how many.
-      size: of crops and central views.
-      shorter_side: of an image before its central view is cut.
-      lessons_from: another data set, whose training split is taught from instead.
+      classes: number of classes.
+      size: side of crops and central views, in pixels.
+      shorter_side: of an image before its central view is cut, in pixels.
+      lessons_from: another data set, whose training split is used for lessons instead.
     """
 
     dataset: str
@@ -138,19 +138,19 @@ class Stream:
 
     @property
     def inputs(self) -> InputSpec:
-        """A view, as the host cuts it."""
+        """The shape and dtype of a view, as the host cuts it."""
         return InputSpec((self.size, self.size, 3), np.uint8)
 
     def __call__(self) -> Opened:
         """Opens the data set.
 
         Raises:
-          RequestError: it is not there, or not as array_record; the message says how to make it.
+          RequestError: it is missing, or not array_record; the message has the command that builds it.
         """
         return _open(self, paths.data_sets())
 
     def command(self) -> str:
-        """What builds the data set."""
+        """The command that builds the data set."""
         return f"tfds build {self.dataset} --file_format=array_record --data_dir={paths.data_sets()}"
 
 
@@ -181,13 +181,13 @@ def _builder(stream: Stream, folder: Path) -> Any:
     remedy = f"build it with `{stream.command()}` (once; it needs TensorFlow)"
     if not found:
         raise RequestError(
-            f"data set {stream.dataset}: not in {folder} (TFDS_DATA_DIR names another folder); {remedy}"
+            f"data set {stream.dataset}: not in {folder} (TFDS_DATA_DIR sets another folder); {remedy}"
         )
-    import tensorflow_datasets as tfds  # a second, which most commands need not wait for
+    import tensorflow_datasets as tfds  # takes a second, which most commands can avoid
 
     try:
         builder = tfds.builder_from_directory(str(found[-1].parent))
-    except Exception as error:  # whatever a damaged description makes it raise
+    except Exception as error:  # a damaged description can raise anything
         message = " ".join(str(error).split())[:200]
         raise RequestError(
             f"data set {stream.dataset}: {found[-1]} cannot be read ({message}); {remedy}"
@@ -217,7 +217,7 @@ def _records(builder: Any, split: str) -> Encoded:
 
 
 def in_memory(images: Encoded, sha256: str) -> Images:
-    """The images decoded once for all, where they take at most a quarter of the memory there is."""
+    """The images decoded once, if they take at most a quarter of the available memory."""
     limit = _available_memory() // 4
     step = max(1, len(images) // 16)
     sample = [3 * h * w for h, w in map(images.shape, range(0, len(images), step))]
@@ -250,12 +250,12 @@ def in_memory(images: Encoded, sha256: str) -> Images:
 
 
 def decoding() -> dict[str, Any]:
-    """What pixels depend on beside the data: decoders differ by a grey level here and there."""
+    """What pixels depend on besides the data: decoders differ by a grey level in some pixels."""
     return {"pillow": PIL.__version__, "crops": crops.VERSION}
 
 
 def _available_memory() -> int:
-    """Bytes; where the system does not say, half of all."""
+    """Bytes of available memory; half of all memory if the system does not report it."""
     try:
         text = Path("/proc/meminfo").read_text()
         return 1024 * int(re.findall(r"MemAvailable:\s+(\d+)", text)[0])

@@ -73,7 +73,7 @@ def _resample(images: Array, matrix: Array, centre: Array, fill: float) -> Array
 
 @dataclasses.dataclass(frozen=True)
 class Flip:
-    """The device's part of the paper's crops: what the host has cut is mirrored with probability 1/2."""
+    """The device's part of the paper's crops: mirrors the crops from the host with probability 1/2."""
 
     def __call__(self, key: Array, images: Array) -> Array:
         """uint8 [b, h, w, c] -> float32 in [-1, 1]."""

@@ -23,7 +23,7 @@ def bit(name: str, classes: int, root: Root = "paper") -> "BiT":
     """The network called R<depth>x<width>: R50x1, R101x1, R152x2, ...
 
     Raises:
-      ValueError: no such name.
+      ValueError: unknown name.
     """
     match = re.fullmatch(r"R(50|101|152)x([1-9])", name)
     if not match:
@@ -56,7 +56,7 @@ class StandardizedConvolution(nn.Module):
 class GroupNorm(nn.Module):
     """Group normalization with scale and bias [1, 1, 1, c]; biased variance, eps 1e-5.
 
-    Statistics and arithmetic are float32, whatever x is; the result is as x.
+    Statistics and arithmetic are float32 for any dtype of x; the result has the dtype of x.
     """
 
     groups: int
@@ -116,7 +116,7 @@ class Block(nn.Module):
 
 
 class RootBlock(nn.Module):
-    """What comes before the blocks: a convolution, without normalization or ReLU, and a max-pool.
+    """The layers before the blocks: a convolution, without normalization or ReLU, and a max-pool.
 
     Attributes:
       width: channels.
@@ -147,7 +147,7 @@ class BiT(nn.Module):
       groups: of GroupNorm (32 in the paper); divides every number of channels.
       root: see `RootBlock`.
       dtype: "float32" or "bfloat16", of activations and convolutions.
-      checkpoint: keep only the units' inputs for the backward pass, and compute the rest again
+      checkpoint: keep only the units' inputs for the backward pass, and recompute the rest
         (`jax.checkpoint`): a third more FLOPs for the student, a fraction of its memory.
     """
 

@@ -11,7 +11,7 @@ from jax import Array
 def convolve(images: Array, kernel: Array, stride: int = 1) -> Array:
     """Convolution, NHWC x HWIO -> NHWC, padded by (k - 1) // 2 on all sides.
 
-    On CPU it is patches times a matrix: XLA runs its own convolution about five times slower inside
+    On CPU it multiplies patches by a matrix: XLA runs its own convolution about five times slower inside
     a loop than outside one, and a trial is a loop.
     """
     size, _, channels, features = kernel.shape
@@ -23,7 +23,7 @@ def convolve(images: Array, kernel: Array, stride: int = 1) -> Array:
 
 
 def convolve_depthwise(images: Array, kernel: Array, stride: int = 1) -> Array:
-    """Each channel by a kernel of its own [k, k, 1, c]; padding as `convolve`."""
+    """Convolves each channel with its own kernel [k, k, 1, c]; padding as in `convolve`."""
     size, _, _, channels = kernel.shape
     if jax.default_backend() != "cpu":
         return _xla(images, kernel, stride, groups=channels)
@@ -44,7 +44,7 @@ def _xla(images: Array, kernel: Array, stride: int, groups: int) -> Array:
 
 
 def _shifted(images: Array, size: int, stride: int) -> Iterator[Array]:
-    """For each position in a kernel, in the order of its entries, the pixels that it meets."""
+    """Yields, for each position in a kernel, in the order of its entries, the pixels under it."""
     pad = (size - 1) // 2
     padded = jnp.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
     rows = stride * ((images.shape[1] + 2 * pad - size) // stride) + 1

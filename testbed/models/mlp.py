@@ -21,10 +21,10 @@ class MLP(nn.Module):
 
 
 class _Dense(nn.Module):
-    """flax's Dense with its activations [features, batch].
+    """flax's Dense with activations [features, batch].
 
-    The gradient of a kernel is then a product along both arrays' last axes. Along their first ones, as
-    it would be for [batch, features], XLA's is slow on CPU.
+    The gradient of a kernel then contracts the last axes of both arrays. Contracting the first ones, as
+    for [batch, features], is slow in XLA on CPU.
     """
 
     features: int

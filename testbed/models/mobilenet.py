@@ -1,10 +1,10 @@
 """MobileNet-v3 with GroupNorm.
 
 Howard et al. 2019 (arXiv 1905.02244), tables 1 (large) and 2 (small): inverted residuals with squeeze
-and excitation, hard swish. Where we differ: GroupNorm of 8 channels a group instead of BatchNorm. Batch
+and excitation, hard swish. One difference: GroupNorm of 8 channels per group, not BatchNorm. Batch
 statistics would make a student's function of one view depend on the others in its batch, on how
-batches are divided over devices, and on running averages that are state beside the parameters; and
-under mixup, training and evaluation see other statistics. The number of parameters stays the same.
+batches are divided over devices, and on running averages, which are state besides the parameters; and
+under mixup, training and evaluation have different statistics. The parameter count stays the same.
 The head starts at zero, like the paper's students.
 """
 
@@ -84,7 +84,7 @@ class NormalizedConvolution(nn.Module):
 
 
 class SqueezeExcite(nn.Module):
-    """Channels times gates [b, 1, 1, c], made of the channels' means."""
+    """Multiplies channels by gates [b, 1, 1, c], computed from the channels' means."""
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -96,7 +96,7 @@ class SqueezeExcite(nn.Module):
 
 
 class InvertedResidual(nn.Module):
-    """1x1 to more channels, depthwise, squeeze and excitation, 1x1 to fewer; added where it fits."""
+    """1x1 to more channels, depthwise, squeeze and excitation, 1x1 to fewer; residual if it fits."""
 
     row: Bottleneck
 
@@ -140,6 +140,6 @@ class MobileNetV3(nn.Module):
 
 
 def _divisible(channels: float) -> int:
-    """The nearest multiple of 8, and not less than nine tenths."""
+    """The nearest multiple of 8 that is at least nine tenths of `channels`."""
     rounded = max(8, int(channels + 4) // 8 * 8)
     return rounded + 8 if rounded < 0.9 * channels else rounded

@@ -1,4 +1,4 @@
-"""What the testbed must know of a network (a stateless flax.linen module)."""
+"""What the testbed needs to know about a network (a stateless flax.linen module)."""
 
 import dataclasses
 from typing import Any
@@ -7,7 +7,7 @@ from flax import linen as nn
 
 
 def fields_of(network: nn.Module) -> dict[str, str]:
-    """What a network is made of, as text (its repr depends on flax's version, its fields do not)."""
+    """The fields of a network, as text (its repr depends on flax's version, its fields do not)."""
     return {
         field.name: repr(getattr(network, field.name))
         for field in dataclasses.fields(network)
@@ -16,12 +16,12 @@ def fields_of(network: nn.Module) -> dict[str, str]:
 
 
 def has_precision(network: nn.Module) -> bool:
-    """Whether a network can compute in another precision than float32."""
+    """Whether a network can compute in a precision other than float32."""
     return "dtype" in fields_of(network)
 
 
 def in_precision(network: nn.Module, precision: str) -> nn.Module:
-    """The network, computing in `precision` where it can."""
+    """The network, computing in `precision` if it supports it."""
     return network.clone(dtype=precision) if has_precision(network) else network
 
 

@@ -1,11 +1,11 @@
-"""Public checkpoints (.npz) into parameters. Loading never unpickles.
+"""Converts public checkpoints (.npz) to parameters. Loading never unpickles.
 
 Layouts, distinguished by their keys:
 
 - legacy, of big_transfer (BiT-S, BiT-M and the distillation release): `resnet/block1/unit01/a/...`,
-  convolutions called `standardized_conv2d` or `standardized_conv2d_<n>`;
+  convolutions named `standardized_conv2d` or `standardized_conv2d_<n>`;
 - native, of big_vision and of `save` here: a parameter's path; at the top, under `params/`, or under
-  `opt/target/` beside an optimizer's state, which is left alone.
+  `opt/target/` next to an optimizer's state, which is ignored.
 """
 
 import io
@@ -39,9 +39,9 @@ def fill(
 
     Args:
       content: of an .npz file in one of the layouts above.
-      where: what errors call it.
+      where: the checkpoint's name in errors.
       expected: nested dictionaries with the shapes of the network's parameters.
-      fresh_head: leave the checkpoint's classifier unread; the head is then zero, like a new student's.
+      fresh_head: ignore the checkpoint's classifier; the head is then zero, as in a new student.
 
     Raises:
       RequestError: the file cannot be read; the first key that is not used or parameter that is not
@@ -76,12 +76,12 @@ def save(path: Path, params: Mapping[str, Any]) -> None:
     """Writes parameters in the native layout, at the top."""
     flat = {name: np.asarray(leaf) for name, leaf in flatten_dict(params, sep="/").items()}
     with path.open("wb") as file:
-        np.savez(file, **flat)  # type: ignore[arg-type]  # taken for allow_pickle
+        np.savez(file, **flat)  # type: ignore[arg-type]  # mypy takes it for allow_pickle
 
 
 def to_native(flat: Flat, where: str) -> Flat:
-    """Parameters under their native names, whichever layout they came in."""
-    if any(name.startswith("opt/target/") for name in flat):  # beside an optimizer's state
+    """Parameters under their native names, from either layout."""
+    if any(name.startswith("opt/target/") for name in flat):  # next to an optimizer's state
         flat = {n.removeprefix("opt/target/"): a for n, a in flat.items() if n.startswith("opt/target/")}
     flat = {n.removeprefix("params/"): a for n, a in flat.items()}
     if not any(name.startswith("resnet/") for name in flat):
@@ -90,7 +90,7 @@ def to_native(flat: Flat, where: str) -> Flat:
     for name, array in flat.items():
         renamed, array = _from_legacy(name.removeprefix("resnet/"), array)
         if renamed is None or not name.startswith("resnet/"):
-            raise RequestError(f"checkpoint {where}: {name} is no name of the BiT layout")
+            raise RequestError(f"checkpoint {where}: {name} is not a name in the BiT layout")
         if renamed in native:
             raise RequestError(f"checkpoint {where}: {name} fills {renamed} a second time")
         native[renamed] = array

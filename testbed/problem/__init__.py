@@ -1,1 +1,1 @@
-"""What is learned: a task under a protocol, its lessons, its loss and its evaluation."""
+"""The problem to learn: a task under a protocol, its lessons, its loss and its evaluation."""

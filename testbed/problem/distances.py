@@ -1,7 +1,7 @@
 """Distances between functions, from their outputs at one or many positions.
 
-A distance compares a teacher's outputs with a student's. Every function here keeps the positions: of
-outputs [b, classes] it returns [b], of [b, positions, classes] it returns [b, positions]. The loss and
+A distance compares a teacher's outputs with a student's. Every function here keeps the positions: for
+outputs [b, classes] it returns [b], for [b, positions, classes] [b, positions]. The loss and
 the metrics are means over all of them.
 """
 
@@ -14,15 +14,15 @@ from jax import Array
 
 
 class Distance(NamedTuple):
-    """What the loss and the metrics ask of a distance.
+    """What the loss and the metrics need from a distance.
 
     Attributes:
-      name: as it stands in a task's fingerprint.
+      name: as in a task's fingerprint.
       kl: teacher, student, temperature -> t^2 KL(teacher || student), in nats.
-      agreement: teacher, student -> 1.0 where both decide the same, else 0.0.
+      agreement: teacher, student -> 1.0 where both make the same decision, else 0.0.
       ensemble: outputs [teachers, ...] -> outputs [...] of their average in probability.
       certain: labels [...], classes -> logits [..., classes] of a teacher that is certain of the
-        labels; None where outputs are no classes.
+        labels; None if outputs are not classes.
     """
 
     name: str
@@ -77,7 +77,7 @@ def bernoulli_kl(teacher: Array, student: Array, temperature: float | Array = 1.
 
 
 def bernoulli_agreement(teacher: Array, student: Array) -> Array:
-    """1.0 where both logits have one sign, else 0.0."""
+    """1.0 where both logits have the same sign, else 0.0."""
     return ((teacher > 0) == (student > 0)).astype(jnp.float32)
 
 

@@ -1,12 +1,12 @@
-"""The evaluation: what a student is measured by, off the clock.
+"""The evaluation: how a student is measured, off the clock.
 
-The same held-out views for every seed, optimizer and protocol (only the training lessons are the
-protocol's own), so that a difference between two curves is one between two students. Several random
-views of each held-out example make KL and agreement fine-grained where there are only a few hundred
+Held-out views are the same for every seed, optimizer and protocol (only the training lessons depend on
+the protocol), so that a difference between two curves is one between two students. Several random
+views of each held-out example make KL and agreement fine-grained if there are only a few hundred
 examples.
 
-`scores` has what is computed for each example. Here it is averaged: whole, in one program, where
-held-out data fit the devices; batch by batch where they come from the host.
+`scores` computes the scores of each example. This module averages them: in one program if held-out data
+fit the devices, batch by batch if they come from the host.
 """
 
 import collections
@@ -30,12 +30,12 @@ from testbed.problem.task import Task
 Student = Callable[[Params, Array], Array]  # parameters, inputs [b, ...] -> logits [b, ...]
 Evaluate = Callable[[Params], dict[str, float]]
 
-SEED = 2**31  # of training lessons that no trial has: seeds are smaller
+SEED = 2**31  # of training lessons that no trial uses: their seeds are smaller
 LESSONS = 8
 
 
 class Examples(NamedTuple):
-    """Held-out inputs, with what a student's outputs on them are compared with."""
+    """Held-out inputs, with the references for a student's outputs on them."""
 
     inputs: Any  # [n, ...]
     labels: Any  # [n, ...] integers, or None
@@ -43,31 +43,31 @@ class Examples(NamedTuple):
 
 
 class HeldOut(NamedTuple):
-    """One held-out part, as arrays of the devices or, of a stream, of the host (memory-mapped)."""
+    """One held-out part, as arrays on the devices or, for a stream, on the host (memory-mapped)."""
 
     central: Examples
-    views: Examples | None  # random views; None: scores are on the central ones alone
+    views: Examples | None  # random views; None: scores are on the central ones only
 
 
 class EvalData(NamedTuple):
-    """All that a student is measured on, where it fits the devices."""
+    """Everything that a student is measured on, if it fits the devices."""
 
     training: Lesson  # several lessons, stacked on a leading axis
     held_out: dict[str, HeldOut]  # validation, test
 
 
 def eval_key() -> Array:
-    """The lessons' key of no seed: seeds split theirs. On all devices."""
+    """A lessons' key that no seed has, since seeds split theirs. On all devices."""
     return jax.jit(lambda: random.key(SEED), out_shardings=devices.replicated())()
 
 
 def make_held_out(
     task: Task, params: tuple[Params, ...], inputs: Array, labels: Array | None
 ) -> HeldOut:
-    """A held-out part with its views, always the same, and the teachers' logits on both.
+    """A held-out part with its fixed views, and the teachers' logits on both.
 
     Args:
-      task: which brings views and teachers.
+      task: provides views and teachers.
       params: the teachers' weights.
       inputs: [n, ...].
       labels: [n, ...] or None.
@@ -101,7 +101,7 @@ def make_eval_data(
 
 
 def table_of(task: Task) -> dict[str, Score]:
-    """The scores of a task, its own among them."""
+    """The scores of a task, including its own."""
     return {
         name: score
         for name, score in {**SCORES, **task.scores}.items()
@@ -112,8 +112,8 @@ def table_of(task: Task) -> dict[str, Score]:
 def evaluate(task: Task, student: Student, params: Params, data: EvalData) -> dict[str, Array]:
     """The scores of a measurement, each a scalar. Pure.
 
-    `train_loss` and `train_kl` are on fresh lessons of the trial's own protocol, from training
-    inputs: the loss that is trained on, and the KL at temperature 1 to the lesson's own teacher.
+    `train_loss` and `train_kl` are measured on fresh lessons of the trial's own protocol, from training
+    inputs: the training loss, and the KL at temperature 1 to the lesson's own teacher.
     `validation_*` and `test_*` are the task's scores of held-out examples: `*_kl` (temperature 1, in
     nats) and `*_agreement` on views, `*_accuracy` and `*_central_agreement` on the examples themselves.
     """
@@ -146,10 +146,10 @@ def compile_whole(task: Task, student: Student, params: Params, data: EvalData) 
     """Parameters -> scores, as one compiled program.
 
     Args:
-      task: what is learned.
+      task: the task to learn.
       student: parameters, inputs -> logits.
       params: shapes of the parameters, placed.
-      data: which the program is given.
+      data: passed to the program.
     """
     compiled = jax.jit(functools.partial(evaluate, task, student)).lower(params, data).compile()
     return lambda params: jax.device_get(compiled(params, data))
@@ -164,13 +164,13 @@ def compile_batched(
     training: Sequence[TrainingData],
     shapes: TrainingData,
 ) -> Evaluate:
-    """Parameters -> scores, of held-out data that come from the host in batches.
+    """Parameters -> scores, on held-out data that come from the host in batches.
 
     Each example is scored on the devices and summed in float64 on the host: every example counts once,
-    however they are cut into batches and divided over devices.
+    for any division into batches and over devices.
 
     Args:
-      task: what is learned.
+      task: the task to learn.
       protocol: how lessons are made.
       student: parameters, inputs -> logits.
       params: shapes of the parameters, placed.
@@ -224,7 +224,7 @@ def _averages(batches: Any, params: Params, examples: Examples, b: int) -> dict[
 
     sums: dict[str, float] = collections.defaultdict(float)
     for filled, of_batch in ahead(scored()):
-        # What is past the last example is dropped, on every host.
+        # Rows past the last example are dropped, on every host.
         for name, values in of_batch.items():
             sums[name] += float(np.sum(np.asarray(values)[:filled], dtype=float))
     return {name: total / n for name, total in sums.items()}

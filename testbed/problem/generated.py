@@ -1,4 +1,4 @@
-"""Sources that draw their inputs on the device, without end."""
+"""Sources that draw endless inputs on the device."""
 
 import functools
 
@@ -16,13 +16,13 @@ PARTS = ("validation", "test")
 
 
 def open_source(task: Task) -> Source:
-    """A generator's arrays, on the devices, and held-out draws of its own."""
+    """A generator's arrays, on the devices, and its held-out draws."""
     generator = task.source
     assert isinstance(generator, Generated)
     data = TrainingData(place_teachers(task), generator=put_replicated(generator.arrays()))
 
     def draw(part: int, data: TrainingData) -> HeldOut:
-        # Beside the keys of lessons of that seed, which count up from 0.
+        # Apart from the keys of that seed's lessons, which count up from 0.
         key = random.fold_in(random.key(SEED), 2**30 + part)
         drawn = generator.draw(data.generator, key, generator.held_out)
         return make_held_out(task, data.teachers, *drawn)

@@ -1,4 +1,4 @@
-"""Sources whose inputs fit the device, all at once."""
+"""Sources whose inputs all fit the device at once."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""How a step's lesson is made: pure in (task, protocol, seed, step)."""
+"""Makes a step's lesson, as a pure function of (task, protocol, seed, step)."""
 
 import functools
 from typing import Any, NamedTuple
@@ -16,22 +16,22 @@ Params = Any  # nested dictionaries of arrays
 
 
 class TrainingData(NamedTuple):
-    """What lessons are made of: a pytree, which compiled programs are given as an argument.
+    """The data that lessons are made of: a pytree, passed to compiled programs as an argument.
 
-    All training inputs, where they fit the device; of a stream, those of one step, in its order; of a
-    generator, the arrays that it draws with.
+    It has all training inputs if they fit the device; for a stream, those of one step, in its order; for
+    a generator, the arrays that it draws with.
     """
 
     teachers: tuple[Params, ...]  # their weights
     inputs: Array | None = None  # [n, ...]
     labels: Array | None = None  # [n, ...]
-    central_logits: Array | None = None  # [n, teachers, ...]; where the protocol needs them
-    second: Array | None = None  # other crops of the same inputs; where the protocol needs them
+    central_logits: Array | None = None  # [n, teachers, ...]; if the protocol needs them
+    second: Array | None = None  # other crops of these inputs; if the protocol needs them
     generator: Any = None  # a generator's arrays
 
 
 class Keys(NamedTuple):
-    """The streams of randomness of one seed. The optimizer's own leaves the others untouched."""
+    """The random keys of one seed. Use of the optimizer's key does not change the others."""
 
     weights: Array
     lessons: Array
@@ -39,7 +39,7 @@ class Keys(NamedTuple):
 
 
 def make_keys(seed: int, lesson_seed: int | None = None) -> Keys:
-    """Keys of a student's seed, and of its lessons' where that is another one; on all devices."""
+    """Keys of a student's seed, and of its lessons' seed if that differs; on all devices."""
     of_lessons = seed if lesson_seed is None else lesson_seed
     return jax.jit(split_seeds, out_shardings=devices.replicated())(seed, of_lessons)
 
@@ -54,9 +54,9 @@ def make_lesson(task: Task, protocol: str, data: TrainingData, key: Array, step:
     """The lesson of a step.
 
     Args:
-      task: what is learned.
-      protocol: its name in PROTOCOLS.
-      data: what the step's batch is drawn from.
+      task: the task to learn.
+      protocol: a name in PROTOCOLS.
+      data: the data that the step's batch is drawn from.
       key: `Keys.lessons` of a seed.
       step: [] integer, from 0.
     """
@@ -90,7 +90,7 @@ def _unchanged(key: Array, inputs: Array) -> Array:
 
 
 def draw(task: Task, data: TrainingData, key: Array, step: Array) -> Batch:
-    """The batch of a step; its central logits still [b, teachers, ...]."""
+    """The batch of a step; its central logits are still [b, teachers, ...]."""
     if isinstance(task.source, Generated):
         # A stream of keys apart from the steps' own, which count up from 0.
         step_key = random.fold_in(random.fold_in(key, 2**31), step)
@@ -118,7 +118,7 @@ def teacher_logits(task: Task, params: tuple[Params, ...], inputs: Array) -> Arr
 
 
 def epoch_order(key: Array, step: Array, batch_size: int, n: int) -> Array:
-    """Which inputs [batch_size] a step sees: shuffled epochs one after the other, then cut in batches.
+    """Indices [batch_size] of a step's inputs: shuffled epochs in sequence, cut into batches.
 
     Epochs do not align with batches, as in the paper's input pipeline.
     """

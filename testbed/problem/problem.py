@@ -1,4 +1,4 @@
-"""A problem: a task under a protocol, opened once and handed on."""
+"""A problem: a task under a protocol, opened once and passed on."""
 
 import dataclasses
 import functools
@@ -24,14 +24,14 @@ from testbed.problem.task import Task
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Problem:
-    """What an optimizer is given to learn. Made by `open_problem`.
+    """The problem that an optimizer is given. Made by `open_problem`.
 
     Its methods are pure; data are loaded at their first use, onto the devices in use when it was opened.
 
     Attributes:
-      task: what is learned.
+      task: the task to learn.
       protocol: how a batch becomes a lesson.
-      mesh: the devices that it was opened on; None: one.
+      mesh: the devices that it was opened on; None: one device.
       open_source: opens the data.
     """
 
@@ -53,7 +53,7 @@ class Problem:
         return self._lesson(data, make_keys(seed).lessons, jnp.int32(step))
 
     def loss(self, params: Params, lesson: Lesson) -> Array:
-        """The loss that is trained on: a scalar, in nats (times the temperature squared)."""
+        """The training loss: a scalar, in nats (times the temperature squared)."""
         return protocols.loss(self.task.distance, lesson, self.logits(params, lesson.inputs))
 
     def logits(self, params: Params, inputs: Array) -> Array:
@@ -69,11 +69,11 @@ class Problem:
         return make_lesson(self.task, self.protocol, data, key, step)
 
     def prepare(self) -> None:
-        """Computes now what is computed once and kept, such as the teachers' logits of held-out data."""
+        """Computes now what is computed once and cached, such as the teachers' held-out logits."""
         if self.eval_data is None:
             self._streamed_eval  # noqa: B018
 
-    # What the training room needs beside.
+    # What `testbed.training` needs in addition.
 
     @functools.cached_property
     def network(self) -> nn.Module:
@@ -89,7 +89,7 @@ class Problem:
 
     @functools.cached_property
     def eval_data(self) -> EvalData | None:
-        """What students are measured on; None where it comes in batches from the host."""
+        """The data that students are measured on; None if they come in batches from the host."""
         if self.task.streamed:
             return None
         source = self.source
@@ -102,7 +102,7 @@ class Problem:
         return jax.eval_shape(self.make_lesson, self.source.data, key, 0)
 
     def init_with(self, student: nn.Module, key: Array) -> Params:
-        """First weights of a student, from the shape and dtype of what it sees. Traceable."""
+        """First weights of a student, from the shape and dtype of its inputs. Traceable."""
         inputs = self.lesson_shapes.inputs
         return student.init(key, jnp.zeros((1, *inputs.shape[1:]), inputs.dtype))["params"]
 
@@ -122,22 +122,22 @@ class Problem:
 
     @functools.cached_property
     def _streamed_eval(self) -> tuple[Mapping[str, HeldOut], Sequence[TrainingData]]:
-        """Of a stream: held-out parts on the host, and training batches of the evaluation."""
+        """For a stream: held-out parts on the host, and training batches of the evaluation."""
         return self.source.held_out(), self.source.eval_batches()
 
     @functools.cached_property
     def teacher_sha256(self) -> tuple[str, ...]:
-        """Of each teacher's weights."""
+        """SHA-256 of each teacher's weights."""
         return tuple(teachers.load(teacher).sha256 for teacher in self.task.teachers)
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of all that determines a trial of the task but for the trial's own choices."""
+        """SHA-256 of everything that determines a trial of the task, except the trial's own choices."""
         return self.task.fingerprint(self.teacher_sha256)
 
     @functools.cached_property
     def flops_per_example(self) -> float | None:
-        """FLOPs of the student's forward pass, as XLA counts them; None where it does not."""
+        """FLOPs of the student's forward pass, as XLA counts them; None if it does not."""
         inputs = self.lesson_shapes.inputs
         batch = jax.ShapeDtypeStruct((8, *inputs.shape[1:]), inputs.dtype)
         shapes = jax.eval_shape(self.network.init, jax.random.key(0), batch)
@@ -157,14 +157,14 @@ class Problem:
 
 
 def open_problem(task: Task, protocol: str = "function_matching") -> Problem:
-    """A task under a protocol: what trials are given. The same value for the same arguments.
+    """Opens a task under a protocol, for trials. Returns the same value for the same arguments.
 
     Args:
-      task: such as TASKS["digits"].
+      task: for example TASKS["digits"].
       protocol: one of PROTOCOLS.
 
     Raises:
-      RequestError: there is no such protocol, or the task has not what it needs.
+      RequestError: unknown protocol, or the task lacks what it needs.
     """
     return _open(task, protocol, devices.mesh())
 
@@ -187,7 +187,7 @@ def _open(task: Task, protocol: str, mesh: Mesh | None) -> Problem:
 
 
 def fitting(task: Task) -> list[str]:
-    """The protocols that a task has what it takes for."""
+    """The protocols whose needs a task meets."""
     return [
         name
         for name, protocol in PROTOCOLS.items()

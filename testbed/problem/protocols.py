@@ -1,6 +1,6 @@
 """The five protocols: how a batch of inputs becomes a lesson (docs/protocol.md, table 1).
 
-They differ in nothing else. With one key, the student's views are the same in all of them.
+They differ in nothing else. With the same key, the student's views are the same in all of them.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,23 +17,23 @@ class Batch(NamedTuple):
     """Training inputs before any view is taken of them."""
 
     inputs: Array  # [b, ...]: what the student's view is taken of
-    second: Array  # the same inputs, for a second view; on the host cut apart where the first one is
+    second: Array  # the same inputs, for a second view; cut separately on the host if the first one is
     labels: Array | None  # [b] or [b, positions] integers; only the control `labels` reads them
     central_logits: (
         Array | None
-    )  # [teachers, b, ...]: the teachers on central views, computed once for all
+    )  # [teachers, b, ...]: the teachers' logits on central views, computed once
 
 
 class Lesson(NamedTuple):
     """The distillation batch of one step."""
 
     inputs: Array  # [b, ...]: what the student sees
-    logits: Array  # [teachers, b, ...]: what the teachers say, and what it should say
+    logits: Array  # [teachers, b, ...]: the teachers' outputs, and the student's targets
     temperature: Array  # []: of the distance between the two
 
 
 class Views(NamedTuple):
-    """What a task brings to a protocol.
+    """What a task provides to a protocol.
 
     Attributes:
       augment: key, inputs -> one random view of each.
@@ -55,8 +55,8 @@ class Protocol(NamedTuple):
 
     Attributes:
       make_lesson: key, batch, views -> lesson.
-      needs: what a task must have for it: of "augment", "mix", "labels", "finite" (training inputs that
-        come again); and what its batches must hold beside inputs: "second_view", "central_logits".
+      needs: what a task must have, of "augment", "mix", "labels", "finite" (training inputs that
+        repeat); and what its batches must hold besides inputs: "second_view", "central_logits".
     """
 
     make_lesson: Callable[[Array, Batch, Views], Lesson]
@@ -64,7 +64,7 @@ class Protocol(NamedTuple):
 
 
 def fixed_teacher(key: Array, batch: Batch, views: Views) -> Lesson:
-    """The student sees a fresh view; the teacher saw the central view, once for all."""
+    """The student sees a fresh view; the teacher saw the central view, once."""
     assert batch.central_logits is not None
     student_key, _ = random.split(key)
     inputs = views.augment(student_key, batch.inputs)
@@ -72,7 +72,7 @@ def fixed_teacher(key: Array, batch: Batch, views: Views) -> Lesson:
 
 
 def independent_noise(key: Array, batch: Batch, views: Views) -> Lesson:
-    """Student and teacher each see a fresh view of their own."""
+    """Student and teacher see separate fresh views."""
     student_key, teacher_key = random.split(key)
     inputs = views.augment(student_key, batch.inputs)
     logits = views.teacher_logits(views.augment(teacher_key, batch.second))
@@ -87,7 +87,7 @@ def consistent_teaching(key: Array, batch: Batch, views: Views) -> Lesson:
 
 
 def function_matching(key: Array, batch: Batch, views: Views) -> Lesson:
-    """Student and teacher see the same fresh views, mixed up: the paper's method."""
+    """Student and teacher see the same fresh views after mixup: the paper's method."""
     student_key, mixup_key = random.split(key)
     inputs = views.mix(mixup_key, views.augment(student_key, batch.inputs))
     return Lesson(inputs, views.teacher_logits(inputs), jnp.float32(views.temperature))
@@ -115,13 +115,13 @@ PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
     }
 )
 
-# Why a task that lacks what a protocol needs cannot have it.
+# Why a task that lacks what a protocol needs cannot use it.
 REASONS: Mapping[str, str] = MappingProxyType(
     {
         "augment": "it has no random views (augment): teacher and student would see the same inputs",
-        "mix": "it mixes no inputs (mix), so that this is function_matching",
+        "mix": "it mixes no inputs (mix), so this equals function_matching",
         "labels": "its lessons have no labels of the task's classes",
-        "finite": "its training inputs never come again, so that no view of them can be fixed",
+        "finite": "its training inputs never repeat, so no view of them can be fixed",
     }
 )
 

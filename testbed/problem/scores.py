@@ -1,6 +1,6 @@
-"""The scorer: how well a student does on examples, one number for each.
+"""Scores: how well a student does on examples, one number for each.
 
-One set of functions for data that fit the device and for streams; `evaluation` averages them. A new
+The same functions score data that fit the device and streams; `evaluation` averages the scores. A new
 metric is one function here (or in a task's `scores`) and one row in `testbed.metrics` (or in a task's
 `metrics`).
 """
@@ -18,7 +18,7 @@ from testbed.problem.protocols import Lesson
 
 
 class Outputs(NamedTuple):
-    """What a score may read: a student's outputs on examples, beside what they are compared with."""
+    """What a score may read: a student's outputs on examples, and their references."""
 
     inputs: Array  # [b, ...], as the student saw them
     labels: Array | None  # [b] or [b, positions] integers
@@ -30,9 +30,9 @@ class Score(NamedTuple):
     """A score of held-out examples.
 
     Attributes:
-      on: "views", random or mixed as a task has them, or the "central" views: the examples themselves.
+      on: "views" (random or mixed, as the task has them) or "central" (the examples themselves).
       of: distance, outputs -> the scores, [b] or one for each position.
-      needs_labels: whether it is left out where data have none.
+      needs_labels: whether it is left out if data have no labels.
     """
 
     on: Literal["views", "central"]
@@ -76,7 +76,7 @@ def scores(
 
 
 def lesson_scores(distance: Distance, lesson: Lesson, student: Array) -> tuple[Array, Array]:
-    """The loss that is trained on, and the KL at temperature 1 to the lesson's own teacher: scalars."""
+    """The training loss, and the KL at temperature 1 to the lesson's own teacher: scalars."""
     kl = jnp.mean(distance.kl(distance.ensemble(lesson.logits), student))
     return protocols.loss(distance, lesson, student), kl
 

@@ -1,4 +1,4 @@
-"""What the three kinds of sources hand out: inputs in memory, streamed from the host, generated."""
+"""What the three kinds of sources provide: inputs in memory, streamed from the host, generated."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -17,11 +17,11 @@ class Source(NamedTuple):
     """A task's data, opened.
 
     Attributes:
-      n: how many training examples there are; None: without end.
-      data: what lessons are made of; of a stream, shapes in place of what comes from the host.
-      batches: seed, first step -> pairs of data and the step up to which they serve.
-      held_out: loads parts by name, to the devices or, of a stream, to the host.
-      eval_batches: of a stream, loads the data of the evaluation's training lessons.
+      n: number of training examples; None: endless.
+      data: what lessons are made of; for a stream, shapes in place of arrays from the host.
+      batches: seed, first step -> pairs of data and the step up to which they are used.
+      held_out: loads parts by name, to the devices or, for a stream, to the host.
+      eval_batches: for a stream, loads the data of the evaluation's training lessons.
     """
 
     n: int | None
@@ -32,7 +32,7 @@ class Source(NamedTuple):
 
 
 def always(data: TrainingData) -> Callable[[int, int], Iterator[tuple[TrainingData, int]]]:
-    """`Source.batches` where one pytree serves all seeds and steps."""
+    """`Source.batches` for one pytree that serves all seeds and steps."""
 
     def batches(seed: int, step: int) -> Iterator[tuple[TrainingData, int]]:
         del seed, step
@@ -42,7 +42,7 @@ def always(data: TrainingData) -> Callable[[int, int], Iterator[tuple[TrainingDa
 
 
 def place_teachers(task: Task) -> tuple[Params, ...]:
-    """The teachers' weights on the devices, replicated or, where they do not fit, divided."""
+    """The teachers' weights on the devices, replicated or, if they do not fit, divided."""
     weights = [teachers.load(teacher).params for teacher in task.teachers]
     return tuple(devices.to_global(w, devices.parameters(w)) for w in weights)
 

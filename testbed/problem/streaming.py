@@ -21,11 +21,11 @@ from testbed.problem.protocols import PROTOCOLS
 from testbed.problem.source import Source, place_teachers
 from testbed.problem.task import Task
 
-EVAL_LESSONS = 2  # of training batches in the evaluation
+EVAL_LESSONS = 2  # number of training batches in the evaluation
 
 
 def open_source(task: Task, protocol: str) -> Source:
-    """The stream of a task, with what is expensive and fixed cached on disk.
+    """The stream of a task; arrays that are expensive and fixed are cached on disk.
 
     Raises:
       RequestError: the data set is missing, or its batches cannot be divided over the devices.
@@ -47,7 +47,7 @@ def open_source(task: Task, protocol: str) -> Source:
         batches = loader.batches(source, len(rows), start=step, workers=processes)
         sent = (_to_devices(batch, params, central) for batch in batches)
         pairs = zip(loader.ahead(sent), itertools.count(step + 1), strict=False)
-        # Not lazily: workers start now, off the clock.
+        # Not lazily: the workers must start now, off the clock.
         return itertools.chain([next(pairs)], pairs)
 
     def batches(seed: int, step: int) -> Iterator[tuple[TrainingData, int]]:
@@ -142,7 +142,7 @@ def _logits(task: Task, part: str, central: NDArray[np.uint8], images: Encoded, 
     n = len(images)
     what = ("teachers-logits", key, (n, len(task.teachers), task.stream().classes), np.float32)
     path = find(*what)
-    # The hosts compute together: where one of them lacks the file, all do.
+    # The hosts compute together: if one of them lacks the file, all of them compute.
     if devices.any_host(path is None):
         compiled = jax.jit(logits_of, out_shardings=devices.replicated())
         computed = np.empty(*what[2:])

@@ -1,4 +1,4 @@
-"""What a task is."""
+"""The definition of a task."""
 
 import dataclasses
 import hashlib
@@ -22,7 +22,7 @@ Source = Callable[[], Data] | Stream | Generated
 
 
 class Target(NamedTuple):
-    """A trial has reached it at its first measurement that is at least as good as this."""
+    """A trial reaches it at its first measurement that is at least as good as this."""
 
     metric: str
     value: float
@@ -30,7 +30,7 @@ class Target(NamedTuple):
 
 
 class Published(NamedTuple):
-    """What a paper used at one horizon.
+    """A paper's settings at one horizon.
 
     Attributes:
       temperature: of the distance in training.
@@ -44,7 +44,7 @@ class Published(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Task:
-    """A fixed problem: what is learned, by which student, from which teachers, and how it is evaluated.
+    """A fixed problem: its data, the student, its teachers, and how the student is evaluated.
 
     Attributes:
       name: as in `--task`.
@@ -56,25 +56,24 @@ class Task:
       temperature: of the distance in training. Held-out KL is always measured at 1.
       batch_size: examples per step.
       horizons: name -> total steps; the first is the default.
-      target: what "steps to target" counts to.
-      augment: key, inputs -> one random view of each; of a stream, what remains to be done on the
-        device;
-        None: inputs are seen as they are.
-      mix: key, views -> views mixed with each other; None where inputs cannot be mixed, or need not be.
+      target: the value that "steps to target" refers to.
+      augment: key, inputs -> one random view of each; for a stream, the part that runs on the device;
+        None: inputs are used unchanged.
+      mix: key, views -> views mixed with each other; None if inputs cannot or need not be mixed.
       distance: between the outputs of teacher and student.
-      measure_every: steps from one measurement to the next; fewer where a trial would have less than
-        10 measurements, more where it would have more than 100.
-      views_per_input: random views of each held-out input in the evaluation; 0: the evaluation is
-        on central views alone, as in the paper.
+      measure_every: steps from one measurement to the next; fewer if a trial would have fewer than
+        10 measurements, more if it would have more than 100.
+      views_per_input: random views of each held-out input in the evaluation; 0: the evaluation uses
+        central views only, as in the paper.
       published: horizon -> temperature and hyperparameters there.
       precision: of activations and convolutions, in networks that have a `dtype`; parameters are
         float32.
-      own_lessons: whether lessons are of the data set that teachers and evaluation are for; where they
-        are not, there are no labels to learn from.
-      scores: name -> a score of its own, measured beside `evaluation.SCORES`; and
-      metrics: a row for each of them, which says how it is read.
-      sha256: of the source file of a task that a user brings.
-      version: to be raised with any change of what the code above makes of these values.
+      own_lessons: whether lessons come from the data set of the teachers and the evaluation; if not,
+        there are no labels to learn from.
+      scores: name -> a score of the task's own, measured in addition to `scores.SCORES`.
+      metrics: a row for each of these scores: its label, unit, direction and scale.
+      sha256: of the source file of a user's task.
+      version: to be raised with any change to what the testbed computes from these values.
     """
 
     name: str
@@ -115,23 +114,23 @@ class Task:
         return self.source()
 
     def stream(self) -> Stream:
-        """The data of a task that is streamed, not opened yet."""
+        """The data of a streamed task, not opened yet."""
         assert isinstance(self.source, Stream)
         return self.source
 
     def at(self, horizon: str) -> "Task":
-        """The task as it is at a horizon: a paper may choose the temperature by it."""
+        """The task at a horizon, by which a paper may choose the temperature."""
         published = self.published.get(horizon)
         return dataclasses.replace(self, temperature=published.temperature) if published else self
 
     def data_sha256(self) -> str:
-        """SHA-256 of the data; of a generator, of its arrays (its function is covered by `version`)."""
+        """SHA-256 of the data; for a generator, of its arrays (its function is covered by `version`)."""
         if isinstance(self.source, Generated):
             return arrays_sha256(self.source.arrays())
         return self.source().sha256
 
     def fingerprint(self, teacher_sha256: tuple[str, ...]) -> str:
-        """SHA-256 of all that determines a trial of this task but for its own choices (seed, …)."""
+        """SHA-256 of all that determines a trial of this task, except its own choices (seed, …)."""
         plain = ("name", "temperature", "batch_size", "target", "measure_every", "views_per_input")
         values = {name: repr(getattr(self, name)) for name in (*plain, "precision", "own_lessons")}
         if self.published:  # with one temperature for each horizon; the trial's identity has it
@@ -151,5 +150,5 @@ class Task:
 
 
 def _name(function: Any) -> str:
-    """A function by its name, a value (such as a crop with its numbers) by its fields."""
+    """A function's name, or the fields of a value (such as a crop with its numbers)."""
     return getattr(function, "__qualname__", None) or repr(function)

@@ -1,4 +1,4 @@
-"""TASKS by name, and tasks that users bring. The shared tests run on every task registered here."""
+"""TASKS by name, and users' tasks. The shared tests run on every task registered here."""
 
 import dataclasses
 import functools
@@ -14,7 +14,7 @@ from testbed.errors import RequestError, choose
 from testbed.problem.task import Task
 from testbed.tasks import digits, paper
 
-# Where else lessons can come from: a data set of a paper's task, or photographs for the digits.
+# Other sources of lessons: a data set of a paper's task, or photographs for the digits.
 LESSONS: Mapping[str, Stream | Callable[[], Part]] = MappingProxyType(
     {
         "photographs": photographs.load,
@@ -27,9 +27,9 @@ LESSONS: Mapping[str, Stream | Callable[[], Part]] = MappingProxyType(
 
 
 def lessons_from(task: Task, name: str) -> Task:
-    """The task with training inputs of another data set; teachers and evaluation stay.
+    """The task with training inputs of another data set; teachers and evaluation stay the same.
 
-    Distillation on other data, which the paper finds to work, if less well.
+    This is distillation on other data, which the paper finds to work, but less well.
 
     Raises:
       RequestError: inputs of that data set do not fit this task.
@@ -45,7 +45,7 @@ def lessons_from(task: Task, name: str) -> Task:
     else:
         fitting = [n for n, o in LESSONS.items() if isinstance(o, Stream) == task.streamed]
         raise RequestError(
-            f"--lessons-from {name}: its images are not of the form that {task.name} takes; "
+            f"--lessons-from {name}: its images do not have the form that {task.name} takes; "
             f"choose one of {', '.join(fitting)}"
         )
     return dataclasses.replace(
@@ -81,7 +81,7 @@ def find(name: str) -> Task:
     """The task that `--task` names: one of TASKS, or a Python file that defines `TASK`.
 
     Raises:
-      RequestError: there is none; the message has the nearest name, or says what is wrong with the file.
+      RequestError: unknown task; the message has the nearest name, or the fault in the file.
     """
     if not (name.endswith(".py") or "/" in name):
         return choose("--task", name, TASKS, "; or a file (my_task.py) that defines TASK")

@@ -47,5 +47,5 @@ RESNET = dataclasses.replace(
     student=BiT(depths=(1, 1), width=8, groups=4, classes=10, root="small"),
     batch_size=128,
     views_per_input=3,
-    version=2,  # with nested parameters, so with other first weights
+    version=2,  # nested parameters, and so other first weights
 )

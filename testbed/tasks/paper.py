@@ -2,20 +2,20 @@
 
 A BiT R152x2, fine-tuned on the data set by the paper's authors, teaches a BiT R50x1 from scratch.
 Lessons, temperatures, horizons (rounded from epochs) and Adam's recipe are those of big_vision's
-`configs/proj/distill/`; docs/protocol.md has them as a table. Evaluation is on central views. None of
-these tasks has been run to its end by this project.
+`configs/proj/distill/`; docs/protocol.md has them as a table. Evaluation is on central views. This
+project has not run any of these tasks to its end.
 
 Expected top-1 test accuracy with Adam, from the paper:
 
 - flowers: 92.83 % (fast, 10k epochs), 95.54 % (medium, 100k), 96.93 % (long, 1M).
-- pets: 88.01 % (fast, 1k epochs), 90.08 % (medium, 3k); 90.98 % at 10k epochs, which is no horizon of
-  the released configs (theirs are 1k, 3k, 30k); the teacher has 91.03 %.
+- pets: 88.01 % (fast, 1k epochs), 90.08 % (medium, 3k); 90.98 % at 10k epochs, which is not a horizon
+  of the released configs (theirs are 1k, 3k, 30k); the teacher has 91.03 %.
 - imagenet: 80.30 % at 300 epochs, 81.54 % at 1200, 82.31 % at 9600; with Shampoo, 1200 epochs are as
   good as Adam's 4800. `imagenet-160`: 80.5 %.
 - food, sun, and MobileNet students: no published figure is known to us.
 
-Targets are ours: of the small sets, the accuracy that the paper's Adam reaches at its medium horizon,
-or where none is known an agreement with the teacher of 0.9; of ImageNet, 80 %.
+Targets are ours: for the small sets, the accuracy that the paper's Adam reaches at its medium horizon,
+or if none is known, an agreement with the teacher of 0.9; for ImageNet, 80 %.
 """
 
 import dataclasses
@@ -141,7 +141,7 @@ IMAGENET = Task(
         {h: _adam(total, 5000, 0.03, 3e-4, 1.0) for h, total in _IMAGENET_STEPS.items()}
     ),
 )
-# The paper does not say how evaluation images are prepared at 160; this is the ratio 256 : 224.
+# The paper does not report how evaluation images are prepared at 160; this is the ratio 256 : 224.
 IMAGENET_160 = dataclasses.replace(
     IMAGENET,
     name="imagenet-160",

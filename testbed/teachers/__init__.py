@@ -1,9 +1,9 @@
 """Teachers: fixed networks with weights, and functions that are known exactly.
 
-Shipped networks lie beside this file: weights as .npz, and a card (.json) with checksum, recipe and
-accuracy; `benchmarks/make_teacher.py` makes them. Public ones are looked for in
-`paths.checkpoints()`; nobody publishes their checksums, so the record says what was used. Loading
-never unpickles.
+Shipped networks are next to this file: weights as .npz, and a card (.json) with checksum, recipe and
+accuracy; `benchmarks/make_teacher.py` makes them. Public networks are read from `paths.checkpoints()`;
+their checksums are not published, so the record has those of the files that were used. Loading never
+unpickles.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ RELEASE = "https://storage.googleapis.com/bit_models/distill"
 
 
 class Public(NamedTuple):
-    """Weights that others published."""
+    """Weights published by others."""
 
     file: str  # in `paths.checkpoints()`
     address: str
@@ -46,11 +46,11 @@ class NetworkTeacher:
     """A network, and where its weights come from.
 
     Attributes:
-      name: as it stands in records.
+      name: as in records.
       network: inputs [b, ...] -> logits.
-      inputs: what it takes.
-      public: who published its weights; without, and without
-      path: of an .npz file of a user's own, as `testbed.models.public.save` writes it, they are shipped.
+      inputs: shape and dtype of its input.
+      public: its published weights. Without `public` and `path`, its weights are shipped.
+      path: of a user's own .npz file, as `testbed.models.public.save` writes it.
     """
 
     name: str
@@ -60,15 +60,15 @@ class NetworkTeacher:
     path: Path | None = None
 
     def logits(self, params: Any, inputs: Array, precision: str) -> Array:
-        """Its logits [b, ...], computed in `precision` where the network can."""
+        """Its logits [b, ...], computed in `precision` if the network supports it."""
         return apply(in_precision(self.network, precision), params, inputs)
 
     def precision(self, wanted: str) -> str:
-        """In what it computes where `wanted` is asked for."""
+        """The precision in which it computes if `wanted` is requested."""
         return wanted if has_precision(self.network) else "float32"
 
     def describe(self) -> str:
-        """What it is but for its weights, for a fingerprint."""
+        """Its description without its weights, for a fingerprint."""
         return f"{self.name} {describe(self.network)}"
 
 
@@ -77,9 +77,9 @@ class ExactTeacher:
     """A function that is known exactly, such as the conditional distribution of a known source.
 
     Attributes:
-      name: as it stands in records.
+      name: as in records.
       function: its arrays, inputs [b, ...] -> logits. Pure.
-      arrays: () -> the arrays (a pytree) that it needs, which programs are given as arguments.
+      arrays: () -> the arrays (a pytree) that it needs, passed to programs as arguments.
     """
 
     name: str
@@ -92,12 +92,12 @@ class ExactTeacher:
         return self.function(params, inputs)
 
     def precision(self, wanted: str) -> str:
-        """In what it computes."""
+        """The precision in which it computes."""
         del wanted
         return "float32"
 
     def describe(self) -> str:
-        """What it is but for its arrays, for a fingerprint."""
+        """Its description without its arrays, for a fingerprint."""
         return f"{self.name} {self.function.__qualname__}"
 
 
@@ -129,11 +129,11 @@ TEACHERS: Mapping[str, NetworkTeacher] = MappingProxyType(
 
 
 class Weights(NamedTuple):
-    """What a teacher computes with."""
+    """The weights of a teacher, with their origin."""
 
-    params: Any  # nested dictionaries of arrays; of an exact teacher, its arrays
+    params: Any  # nested dictionaries of arrays; for an exact teacher, its arrays
     sha256: str  # of the .npz file, or of the arrays
-    card: Mapping[str, Any]  # parameters; of shipped ones also recipe, test_accuracy, ...
+    card: Mapping[str, Any]  # parameters; for shipped ones also recipe, test_accuracy, ...
 
 
 def save(
@@ -156,11 +156,10 @@ def save(
 
 @functools.cache
 def load(teacher: NetworkTeacher | ExactTeacher, folder: Path | None = None) -> Weights:
-    """A teacher's weights, from `folder` or else from where they belong.
+    """A teacher's weights, from `folder` or else from their usual place.
 
     Raises:
-      RequestError: the file is missing, or is not the one that its card describes, or does not fill
-        the network.
+      RequestError: the file is missing, does not match its card, or does not fill the network.
     """
     if isinstance(teacher, ExactTeacher):
         arrays = teacher.arrays()
@@ -171,7 +170,7 @@ def load(teacher: NetworkTeacher | ExactTeacher, folder: Path | None = None) -> 
     if teacher.public:
         path = (folder or paths.checkpoints()) / teacher.public.file
         remedy = (
-            f"FUNMATCH_CHECKPOINTS names another folder than {path.parent}; fetch it from "
+            f"FUNMATCH_CHECKPOINTS sets another folder than {path.parent}; fetch it from "
             f"{teacher.public.address}"
         )
         return _load_file(teacher, path, remedy)
@@ -195,7 +194,7 @@ def _load_shipped(teacher: NetworkTeacher, path: Path) -> Weights:
 
 
 def _load_file(teacher: NetworkTeacher, path: Path, remedy: str) -> Weights:
-    """Weights from a file without a card: the record says what was used."""
+    """Weights from a file without a card: the record has the checksum of the file."""
     try:
         content = path.read_bytes()
     except OSError as error:

@@ -1,1 +1,1 @@
-"""How it is learned: the step, the loop, the clock, checkpoints; trials alone or in batches."""
+"""Training: the step, the loop, the clock, checkpoints; trials alone or in batches."""

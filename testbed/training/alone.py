@@ -1,4 +1,4 @@
-"""A trial alone: run to its end, timed, resumed where it was interrupted.
+"""Runs a trial alone: to its end, timed, resumed after an interruption.
 
 task, seed -> batch -> lesson -> train_step -> state
 state -> evaluation (off the clock) -> measurement -> record
@@ -36,7 +36,7 @@ class Result(NamedTuple):
     """What `train` returns."""
 
     measurements: list[dict[str, Any]]  # step, epoch, train_seconds, train_kl, validation_kl, ...
-    params: Params  # those that are evaluated, after the last step
+    params: Params  # the evaluated parameters, after the last step
     opt_state: Any
     end: dict[str, Any]  # status ("finished" or "diverged"), step, ledger, ...
 
@@ -45,7 +45,7 @@ def train(trial: Trial, *, diagnose: Sequence[str] = ()) -> Result:
     """Runs a trial and writes nothing.
 
     Args:
-      trial: what to run.
+      trial: the trial to run.
       diagnose: names of diagnostics.
 
     Raises:
@@ -67,9 +67,9 @@ def run(
     diagnose: Sequence[str] = (),
     fresh: bool = False,
 ) -> records.Record:
-    """Runs a trial, or what is left of it, and returns its record, as `benchmarks/run.py` does.
+    """Runs a trial, or the rest of it, and returns its record, as `benchmarks/run.py` does.
 
-    Args, and errors: see `iterate`.
+    For arguments and errors, see `iterate`.
     """
     out = Path(out)
     for _ in iterate(trial, out, save_params=save_params, diagnose=diagnose, fresh=fresh):
@@ -87,24 +87,24 @@ def iterate(
     save_params: bool = False,
     diagnose: Sequence[str] = (),
 ) -> Generator[Progress]:
-    """Runs a trial, or what is left of it, and yields its progress after every dispatch.
+    """Runs a trial, or the rest of it, and yields its progress after every dispatch.
 
-    A finished trial is not run again; an interrupted one goes on from its checkpoint and ends
-    bit-identical to one that was never interrupted. Closing the iterator interrupts the trial.
+    A finished trial is not run again; an interrupted one continues from its checkpoint and ends
+    bit-identical to an uninterrupted one. Closing the iterator interrupts the trial.
 
     Args:
-      trial: what to run.
+      trial: the trial to run.
       out: folder of records; the trial's own is `trial.record_path(out)`.
-      command: for the header.
+      command: the command line, for the header.
       fresh: delete an earlier record of this trial, and run it again.
-      longest: seconds that a dispatch should take at most, if less than `loop.DISPATCH`.
+      longest: upper limit for a dispatch in seconds, if less than `loop.DISPATCH`.
       save_params: write the evaluated parameters beside the record, as an .npz that `--init` reads. A
         finished trial without that file is run again.
-      diagnose: names of `diagnostics`, to be measured beside the scores.
+      diagnose: names of `diagnostics`, to be measured in addition to the scores.
 
     Raises:
       RequestError: the optimizer fails on the student's parameters, `out` cannot be written, or
-        another process runs this trial. No record is begun.
+        another process runs this trial. No record is started.
     """
     path = devices.try_on_all_hosts(lambda: trial.record_path(out))
     names, first = diagnostics.choose(diagnose), devices.is_first()
@@ -121,13 +121,13 @@ def iterate(
             alone = Alone(trial, writer, checkpoints, command, names, params_path)
             yield from alone.run(longest)
         checkpoints.close()
-        devices.any_host(True)  # all have written what they write
+        devices.any_host(True)  # all hosts have written their files
         if first:
             checkpoints.delete()
 
 
 def is_finished(path: Path) -> bool:
-    """Whether a record has come to its end (a divergence is an end, a failure is not)."""
+    """Whether a record is complete (a divergence is an end, a failure is not)."""
     if not path.exists():
         return False
     end = records.read(path).end
@@ -135,13 +135,13 @@ def is_finished(path: Path) -> bool:
 
 
 class Alone:
-    """Runs a trial alone; what `loop.drive` drives.
+    """Runs a trial alone; a runner for `loop.drive`.
 
     Args:
-      trial: what to run.
+      trial: the trial to run.
       writer: of its record.
-      checkpoints: its own; None: it cannot be resumed.
-      command: for the header.
+      checkpoints: the trial's own; None: the trial cannot be resumed.
+      command: the command line, for the header.
       diagnose: from `diagnostics.choose`.
       params_path: where the evaluated parameters are written at the end.
     """
@@ -177,7 +177,7 @@ class Alone:
             self._data, self._served = source.data, 0
 
     def run(self, longest: float = math.inf) -> Generator[Progress]:
-        """Runs what is left."""
+        """Runs the remaining steps."""
         due = loop.due_steps(self._trial.task, self._trial.total_steps)
         yield from loop.drive(self, due, longest)
 
@@ -201,7 +201,7 @@ class Alone:
         self._look()
 
     def _look(self) -> None:
-        """Blocks until the state and the parameters to evaluate are there."""
+        """Blocks until the state and the parameters to evaluate are computed."""
         self.params = self._compiled.eval_params(self.state.opt_state, self.state.params)
         jax.block_until_ready((self.state, self.params))
         self.step, self.alive = int(self.state.step), bool(self.state.finite)
@@ -219,7 +219,7 @@ class Alone:
             self._writer.append(*([row] if self._writer.length else [self._header(), row]))
 
     def _data_of_next_step(self) -> TrainingData:
-        """What the lesson of the next step is made of; the training's own stream stays where it is."""
+        """The data of the next step's lesson; the training stream does not advance."""
         if not self._trial.task.streamed:
             return self._data
         batches = self._trial.problem.source.batches(self._trial.lessons, self.step)
@@ -257,7 +257,7 @@ class Alone:
         return Progress(self.step, self._trial.total_steps, self.ledger.train_s, self._latest)
 
     def _restore(self) -> None:
-        """Goes on from the checkpoint of the record, where there is one to use."""
+        """Continues from the checkpoint of the record, if there is a usable one."""
         if self._checkpoints is None or isinstance(self._writer, RowList):
             return
         path = self._writer.path

@@ -1,7 +1,7 @@
 """Batched trials: one lesson per step, which all trials of a batch train on.
 
-Trials of one seed see the same lessons. So the teachers, the expensive part of distillation, compute
-once for all of them, whatever their optimizers (`groups.py` has what the trials compute).
+Trials of one seed see the same lessons. So one forward pass of the teachers, the expensive part of
+distillation, serves them all, with any optimizers (`groups.py` has the trials' computation).
 """
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -48,28 +48,28 @@ def _kind(trial: Trial) -> tuple[Any, ...]:
 def iterate_batch(
     trials: Sequence[Trial], out: Path, *, command: str = "", vmapped: bool | None = None
 ) -> Generator[Progress]:
-    """Runs trials that share their lessons, or what is left of them; yields progress as `alone.iterate`.
+    """Runs trials that share their lessons, or the rest of them; yields progress as `alone.iterate`.
 
-    Left out are trials that are finished, and those that another process runs. A trial whose optimizer
+    It skips trials that are finished, and those that another process runs. A trial whose optimizer
     branches in Python on a hyperparameter runs after the others, alone and timed. An interrupted batch
-    goes on from its checkpoint, if the same trials are left; otherwise it starts again.
+    continues from its checkpoint if the same trials remain; otherwise it restarts.
 
     Args:
       trials: equal in problem, total steps, seed of their lessons, and first weights' checkpoint.
       out: folder of records.
-      command: for the headers.
+      command: the command line, for the headers.
       vmapped: see `groups.compile_groups`.
 
     Raises:
-      TooLarge: the batch does not fit the memory.
-      RequestError: as `alone.iterate`; or there are several hosts.
+      TooLarge: the batch does not fit in memory.
+      RequestError: as in `alone.iterate`; or there are several hosts.
     """
     if jax.process_count() > 1:
         raise RequestError("batched trials run on one host; spread batches over hosts instead")
     if len({_kind(trial) for trial in trials}) != 1:
         raise ValueError("a batch's trials share their lessons")
     with ExitStack() as stack:
-        # In an order of their own, since a checkpoint knows them by it.
+        # In a fixed order, by which a checkpoint identifies them.
         ordered = sorted(trials, key=lambda t: (t.optimizer.name, t.record_path(out).stem))
         mine = [trial for trial in ordered if _claim(stack, trial, out)]
         if not mine:
@@ -83,7 +83,7 @@ def iterate_batch(
 
 @contextmanager
 def _splitting(trials: int) -> Iterator[None]:
-    """Inside, a device's refusal for want of memory becomes the batch's."""
+    """Inside this context, a device's out-of-memory error becomes TooLarge for the batch."""
     try:
         yield
     except Exception as error:
@@ -93,7 +93,7 @@ def _splitting(trials: int) -> Iterator[None]:
 
 
 def _claim(stack: ExitStack, trial: Trial, out: Path) -> bool:
-    """Takes a trial's lock until the stack is closed, if it is to be run here."""
+    """Locks a trial until the stack is closed, unless it is finished or another process has it."""
     path = trial.record_path(out)
     with ExitStack() as mine:
         try:
@@ -109,7 +109,7 @@ def _claim(stack: ExitStack, trial: Trial, out: Path) -> bool:
 def _run(
     stack: ExitStack, mine: list[Trial], out: Path, command: str, vmapped: bool | None
 ) -> Generator[Progress, None, list[Trial]]:
-    """The batch; returns the trials that cannot be part of one."""
+    """Runs the batch; returns the trials that cannot be batched."""
     ledger, one = Ledger(), mine[0]
     due = loop.due_steps(one.task, one.total_steps)
     with ledger.on("compile_s"), compilation_cache.counted() as cache:
@@ -134,7 +134,7 @@ def _run(
 
 
 class _Lessons(NamedTuple):
-    """Lessons [k], the step of the first, and the step up to which they serve."""
+    """Lessons [k], the step of the first, and the step up to which they are used."""
 
     stack: Lesson
     first: int
@@ -152,11 +152,11 @@ def _lessons(trial: Trial, make: Any, count: int, step: int) -> Iterator[_Lesson
 
 
 class Together:
-    """Runs the trials of a batch together; what `loop.drive` drives.
+    """Runs the trials of a batch together; a runner for `loop.drive`.
 
     Args:
       ledger: of the whole batch.
-      groups: its trials, compiled.
+      groups: the trials, compiled.
       writers: of their records.
       checkpoints: the batch's own.
       total_steps: the horizon.
@@ -191,7 +191,7 @@ class Together:
         return bool(self._finite.any())
 
     def _look(self) -> NDArray[np.bool_]:
-        """Blocks until the states are there; which trials have not diverged."""
+        """Blocks until the states are computed; returns which trials have not diverged."""
         jax.block_until_ready(self._states)
         pairs = zip(self._groups, self._states, strict=True)
         return np.concatenate([np.asarray(s.finite)[: len(g.trials)] for g, s in pairs])
@@ -224,10 +224,10 @@ class Together:
             self._checkpoints.save(self._states, saved)
 
     def _restore(self) -> None:
-        """Goes on from the batch's checkpoint, if the records are still what it has written."""
+        """Continues from the batch's checkpoint, if the records still are as the batch wrote them."""
         try:
             restored = self._checkpoints.restore(self._states)
-        except RequestError:  # of another number of devices, over which it was divided differently
+        except RequestError:  # from another number of devices, over which it was divided differently
             restored = None
         if restored and self._writers.resume(restored[1]["lengths"]):
             self._states, saved = restored
@@ -251,7 +251,7 @@ class Together:
         self._checkpoints.delete()
 
     def fail(self, reason: str) -> None:
-        """See Runner. The trials are run again when they are asked for again."""
+        """See `Runner`. The trials are rerun at the next request for them."""
         for i, length in enumerate(self._writers.lengths):
             if length:
                 row = end_row("failed", self.step, reason, None, self.ledger, self._resumed)
@@ -277,19 +277,19 @@ class RecordWriters:
 
     @property
     def lengths(self) -> list[int]:
-        """Bytes of each record; 0: it has not begun."""
+        """Bytes of each record; 0: the record has not started."""
         return [writer.length for writer in self._writers]
 
     def clear(self, folder: Path) -> None:
-        """Deletes what is of no use here: checkpoints of other batches, and of trials alone."""
+        """Deletes checkpoints that this batch cannot use: of other batches, and of trials alone."""
         for writer in self._writers:
             Checkpoints(writer.path.with_suffix(".checkpoint")).delete()
             other = self._batch_of(writer.path)
-            if other not in ("", self.id):  # nobody runs it: its trials are locked here
+            if other not in ("", self.id):  # no process runs it: its trials are locked here
                 Checkpoints(folder / f"batch-{other}.checkpoint").delete()
 
     def resume(self, lengths: Sequence[int]) -> bool:
-        """Goes on after these lengths, if the records are still what this batch has written."""
+        """Continues after these lengths, if the records still are as this batch wrote them."""
         for writer, length in zip(self._writers, lengths, strict=True):
             path = writer.path
             if not path.exists() or path.stat().st_size < length or self._batch_of(path) != self.id:

@@ -1,7 +1,7 @@
 """Checkpoints: kill anywhere, resume exactly.
 
-By Orbax, in a folder of one trial: complete or not there, written while accelerators go on, each host
-its own part of divided arrays (on several hosts, the folder must be one that all of them see). Leaves
+Orbax writes them to one folder per trial: completely or not at all, while accelerators continue. Each
+host writes its own part of divided arrays (with several hosts, all of them must see the folder). Leaves
 are named by number; their tree, shapes and placement come from the state that the trial starts with,
 so that nothing is ever unpickled.
 """
@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from testbed import devices
 from testbed.errors import RequestError
 
-# A kill costs a second, or twenty times what a checkpoint does: they take 5 % of the time at most.
+# A kill costs a second, or twenty times a checkpoint's cost: these take 5 % of the time at most.
 EVERY, SHARE = 1.0, 1 / 20
 
 
@@ -36,7 +36,7 @@ class Cadence:
 
     @contextmanager
     def saving(self) -> Iterator[None]:
-        """Inside, a checkpoint is saved; the more it costs, the later the next one."""
+        """Inside this context, a checkpoint is saved; the longer it takes, the later the next one."""
         begun = time.monotonic()
         yield
         cost = time.monotonic() - begun
@@ -51,11 +51,11 @@ class Checkpoints:
         self._manager: Any = None
 
     def save(self, state: Any, meta: dict[str, Any]) -> None:
-        """Begins to write `state` (a pytree of arrays) and `meta` (what JSON can hold).
+        """Starts to write `state` (a pytree of arrays) and `meta` (serializable as JSON).
 
-        Returns as soon as the state may change again.
+        Returns as soon as the state may be changed again.
         """
-        import orbax.checkpoint as ocp  # half a second, which most trials need not wait for
+        import orbax.checkpoint as ocp  # takes half a second, which most trials can avoid
 
         manager = self._open()
         manager.wait_until_finished()
@@ -65,19 +65,19 @@ class Checkpoints:
         )
         manager.save(self._number(), args=items)
         if jax.default_backend() == "cpu":
-            # Where hosts compute, writing in the background would slow what is on the clock; and the
-            # arrays are read where they are, and the next step overwrites them.
+            # If the host computes, writing in the background would slow the timed steps; and the arrays
+            # are read in place, where the next step overwrites them.
             manager.wait_until_finished()
 
     def restore(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
-        """The newest state and meta; None where there is no checkpoint, or only a damaged one.
+        """The newest state and meta; None if there is no checkpoint, or only a damaged one.
 
         Args:
           like: a state with the tree, shapes, dtypes and placement to be restored.
 
         Raises:
-          RequestError: the checkpoint is of other shapes, as those of Shampoo's blocks are on another
-            number of devices.
+          RequestError: the checkpoint has other shapes, as Shampoo's blocks have on another number of
+            devices.
         """
         if devices.any_host(not self._folder.exists()):
             return None
@@ -102,7 +102,7 @@ class Checkpoints:
         if meta["leaves"] != _describe(like):
             raise RequestError(
                 f"checkpoint {self._folder}: it was made on {meta['devices']} devices and does not fit "
-                f"{jax.device_count()}; use as many again, or start over with --fresh"
+                f"{jax.device_count()}; use that number again, or start over with --fresh"
             )
         leaves, tree = jax.tree.flatten(like)
         restored = [
@@ -112,7 +112,7 @@ class Checkpoints:
         return jax.tree.unflatten(tree, restored), kept
 
     def close(self) -> None:
-        """Waits until what was begun is written."""
+        """Waits until all started writes are complete."""
         if self._manager is not None:
             self._manager.close()
             self._manager = None
@@ -132,13 +132,13 @@ class Checkpoints:
         return self._manager
 
     def _number(self) -> int:
-        """Numbers count checkpoints, not steps: a resumed trial may stand where it was."""
+        """Numbers count checkpoints, not steps: a resumed trial may be at the same step."""
         latest = self._open().latest_step()
         return 0 if latest is None else latest + 1
 
 
 def _named(state: Any) -> dict[str, Any]:
-    """Leaves by number, without the empty ones, which Orbax does not take."""
+    """Leaves by number, without the empty ones, which Orbax does not accept."""
     return {_name(i): _raw(leaf) for i, leaf in enumerate(jax.tree.leaves(state)) if leaf.size}
 
 

@@ -1,4 +1,4 @@
-"""What is on the clock, what is off it, and the audit that they add up.
+"""What is on the clock, what is off it, and the check that both add up.
 
 Every second of a trial belongs to one row of its ledger. Only `train_s` is on the clock: data,
 lessons, training steps and `eval_params`, until the whole state is computed.
@@ -21,7 +21,7 @@ class Ledger:
     def resume(self, rows: Mapping[str, float]) -> None:
         """Continues from the rows of a checkpoint.
 
-        What was done after that checkpoint and lost is in no row, and not in the wall time either.
+        Work that was lost after that checkpoint is in no row, nor in the wall time.
         """
         for row in self._rows:
             self._rows[row] += rows.get(row, 0.0)

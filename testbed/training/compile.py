@@ -1,4 +1,4 @@
-"""What a trial runs, compiled ahead of its clock."""
+"""Compiles a trial's programs before its clock starts."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -26,7 +26,7 @@ from testbed.training.step import Info, State, require_same_tree, train_step
 
 
 class ProgramKey(NamedTuple):
-    """What determines compiled programs: trials that differ in nothing of it share them."""
+    """Everything that determines compiled programs: trials with equal keys share them."""
 
     problem: Problem
     name: str
@@ -68,21 +68,21 @@ class CompiledTrial(NamedTuple):
 
     @property
     def hyperparameters(self) -> tuple[str, ...]:
-        """Those that are arguments and not compiled in."""
+        """Names of those that are arguments and not compiled in."""
         return self.key.traced
 
 
 def compile_trial(
     problem: Problem, optimizer: Optimizer, total_steps: int, *, from_init: bool = False
 ) -> CompiledTrial:
-    """Compiles ahead all that a trial runs.
+    """Compiles in advance all programs that a trial runs.
 
-    A trial that differs in seed or in floating-point hyperparameters alone gets the same programs.
+    Trials that differ only in seed or in floating-point hyperparameters get the same programs.
 
     Args:
-      problem: what is learned.
-      optimizer: what learns.
-      total_steps: what the optimizer knows as its horizon.
+      problem: the problem to learn.
+      optimizer: the optimizer that learns it.
+      total_steps: the horizon that the optimizer is given.
       from_init: whether `init` is given parameters to start from.
 
     Raises:
@@ -104,7 +104,7 @@ def _compiled(key: ProgramKey) -> CompiledTrial:
         compiled = _compile(key, checkpointed=False)
         if devices.fits(compiled.advance) or not can_be_checkpointed:
             return compiled
-    except jax.errors.JaxRuntimeError as error:  # a TPU's compiler refuses what does not fit
+    except jax.errors.JaxRuntimeError as error:  # a TPU's compiler rejects what does not fit
         if "RESOURCE_EXHAUSTED" not in str(error) or not can_be_checkpointed:
             raise
     return _compile(key, checkpointed=True)
@@ -140,8 +140,8 @@ def make_functions(key: ProgramKey, *, checkpointed: bool = False) -> Functions:
     def advance(
         state: State, stop: Array, data: TrainingData, keys: Keys, hp: Mapping[str, Any]
     ) -> State:
-        # One body, compiled once, however many steps are asked for: where a trial stops between
-        # dispatches changes no bit of it.
+        # One body, compiled once for any number of steps: where a trial stops between dispatches
+        # does not change the result, bit for bit.
         return jax.lax.while_loop(
             lambda s: (s.step < stop) & s.finite, lambda s: step(s, data, keys, hp)[0], state
         )
@@ -176,10 +176,10 @@ def _compile(key: ProgramKey, *, checkpointed: bool) -> CompiledTrial:
 
 
 def compile_init(init: Callable[..., State], keys: Keys, hp: Mapping[str, Any], start: Params) -> Any:
-    """Decides where a state goes.
+    """Compiles `init`, and with it decides the placement of a state.
 
-    Parameters go where `devices` says, and so does what an optimizer keeps in their likeness, such as
-    averages of gradients; the rest goes where the optimizer lets it.
+    `devices` places parameters, and in the same way an optimizer's arrays of the same structure, such as
+    averages of gradients; the optimizer's own code determines the placement of the rest.
     """
     state = jax.eval_shape(init, keys, hp, start)
     # Copies: the parameters, their gradient, and an optimizer's state of about two.

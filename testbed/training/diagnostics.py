@@ -1,6 +1,6 @@
-"""Diagnostics: what a measured step shows of training, off the clock and without changing a bit of it.
+"""Diagnostics: what a measured step shows about training, off the clock, without changing a bit of it.
 
-A lesson is a function of (seed, step), so that whatever a step computes can be computed again. A new
+A lesson is a function of (seed, step), so that everything a step computes can be recomputed. A new
 diagnostic is one function of a `Moment` here and one row in `testbed.metrics`.
 """
 
@@ -23,7 +23,7 @@ from testbed.training.step import Info, State
 
 ITERATIONS = 40  # Hessian-vector products of `sharpness`
 
-OWN = "optimizer"  # the name by which an optimizer's own counts are asked for
+OWN = "optimizer"  # the name that requests an optimizer's own counts
 
 
 class Moment(NamedTuple):
@@ -48,8 +48,8 @@ def sharpness(moment: Moment) -> dict[str, Array]:
     """Largest eigenvalue of the Hessian of the loss on the lesson of the next step.
 
     By Lanczos' recurrence (Lanczos 1950) of ITERATIONS Hessian-vector products from a fixed random
-    start, in float32 and without reorthogonalization: copies of eigenvalues that this lets appear
-    change nothing of the largest one (Paige 1972). `sharpness_error` is the residual |H v - s v| of the
+    start, in float32 and without reorthogonalization: the copies of eigenvalues that this causes do not
+    change the largest one (Paige 1972). `sharpness_error` is the residual |H v - s v| of the
     Ritz pair, which bounds the distance of `sharpness` from an eigenvalue, as a share of it.
     """
     start, unravel = ravel_pytree(moment.state.params)
@@ -106,11 +106,11 @@ def make_diagnose(
     *,
     checkpointed: bool,
 ) -> Diagnose:
-    """State, data of its step, keys, hyperparameters -> what the chosen diagnostics find.
+    """State, data of its step, keys, hyperparameters -> values of the chosen diagnostics.
 
     Args:
       names: from `choose`.
-      key: of the trial's programs.
+      key: the key of the trial's programs.
       own: opt_state -> the optimizer's own counts, recorded as optimizer_<name>.
       checkpointed: as in `make_functions`.
     """

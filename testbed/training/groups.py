@@ -1,10 +1,10 @@
 """What batched trials compute: lessons for all of them, and the training of each group.
 
-A group is the trials of a batch that share their programs: one optimizer, with what its trials
-differ in (hyperparameters, first weights, the optimizer's randomness) on a leading axis, which is
+A group is the trials of a batch that share their programs: one optimizer, with the values in which its
+trials differ (hyperparameters, first weights, the optimizer's randomness) on a leading axis, which is
 divided over the devices. A device trains its trials vmapped, or sequentially on the same lessons: on
 CPU, where that is faster (a small network and its activations stay in a core's cache) and where batches
-of matrix decompositions can deadlock, and for optimizers that say that they are not vmappable.
+of matrix decompositions can deadlock, and for optimizers that are declared not vmappable.
 """
 
 import functools
@@ -27,11 +27,11 @@ from testbed.training.optimizer import Partition, partition_hyperparameters, ref
 from testbed.training.step import State, require_same_tree, train_step
 from testbed.training.trial import Trial
 
-LESSON_BYTES = 2**26  # of lessons that wait to be trained on
+LESSON_BYTES = 2**26  # of lessons in the queue for training
 
 
 class TooLarge(RequestError):  # noqa: N818 (a name of its own is clearer)
-    """A batch does not fit the memory; `fits` trials at once may."""
+    """A batch does not fit in memory; `fits` trials at once may."""
 
     def __init__(self, message: str, fits: int) -> None:
         super().__init__(message)
@@ -39,7 +39,7 @@ class TooLarge(RequestError):  # noqa: N818 (a name of its own is clearer)
 
 
 class Members(NamedTuple):
-    """What the trials of a group differ in; arrays with a leading axis [n]."""
+    """The values in which the trials of a group differ; arrays with a leading axis [n]."""
 
     keys: Keys
     hp: Mapping[str, Array]
@@ -85,11 +85,11 @@ class Group(NamedTuple):
 
 @functools.lru_cache(maxsize=16)
 def compile_lessons(problem: Problem, longest: int) -> tuple[Any, Lesson]:
-    """Compiles the making of several steps' lessons.
+    """Compiles a program that makes the lessons of several steps.
 
     Args:
-      problem: what determines lessons.
-      longest: lessons that are wanted at a time; fewer where they are large.
+      problem: determines the lessons.
+      longest: number of lessons per call; fewer if they are large.
 
     Returns:
       data, key of lessons, first step -> lessons [k]; and the shapes of those.
@@ -99,7 +99,7 @@ def compile_lessons(problem: Problem, longest: int) -> tuple[Any, Lesson]:
     count = 1 if problem.task.streamed else max(1, min(longest, LESSON_BYTES // _bytes(one)))
 
     def lessons(data: TrainingData, key: Array, first: Array) -> Lesson:
-        if count == 1:  # the data may be that of one step
+        if count == 1:  # the data may be those of one step
             return jax.tree.map(lambda x: x[None], make(data, key, first))
         return lax.map(lambda step: make(data, key, step), first + jnp.arange(count))
 
@@ -110,13 +110,13 @@ def compile_lessons(problem: Problem, longest: int) -> tuple[Any, Lesson]:
 def compile_groups(
     trials: Sequence[Trial], lessons: Lesson, vmapped: bool | None = None
 ) -> tuple[list[Group], list[Trial]]:
-    """Groups of trials, compiled; and those that cannot be batched, since they branch on a float.
+    """Groups of trials, compiled; and those that cannot be batched, because they branch on a float.
 
     Args:
       trials: of one batch.
-      lessons: shapes of as many as are trained on at a time.
+      lessons: shapes of the lessons trained on per call.
       vmapped: whether the trials of a group are trained under `vmap` or sequentially on a device; None:
-        vmapped, except on CPU and where an optimizer says that it is not vmappable.
+        vmapped, except on CPU and for an optimizer that is declared not vmappable.
 
     Raises:
       RequestError: an optimizer fails on the student's parameters.
@@ -141,7 +141,7 @@ def compile_groups(
 
 
 def require_fits(groups: Sequence[Group], lessons: Lesson) -> None:
-    """Raises TooLarge where a batch needs more than a device's memory."""
+    """Raises TooLarge if a batch needs more than a device's memory."""
     needed, available = sum(needs(groups, lessons)), devices.memory_for_batches()
     if needed > available:
         count = sum(len(group.trials) for group in groups)
@@ -149,9 +149,9 @@ def require_fits(groups: Sequence[Group], lessons: Lesson) -> None:
 
 
 def needs(groups: Sequence[Group], lessons: Lesson) -> tuple[int, int]:
-    """Bytes on a device, as XLA counts them: what is kept, and what the largest program needs beside.
+    """Bytes on a device, as XLA counts them: arguments, and what the largest program needs in addition.
 
-    0 where it does not count them.
+    0 if XLA does not count them.
     """
     analyses = [group.programs.train.memory_analysis() for group in groups]
     if None in analyses:
@@ -161,7 +161,7 @@ def needs(groups: Sequence[Group], lessons: Lesson) -> tuple[int, int]:
 
 
 def too_large(count: int, needs: str) -> TooLarge:
-    """The error of a batch of `count` trials, which asks for half as many; of one, to run it alone."""
+    """The error for a batch of `count` trials: it names half as many or, for one trial, a run alone."""
     instead = f"{count // 2} at a time" if count > 1 else "it runs alone"
     return TooLarge(f"a batch of {count} needs {needs}: {instead}", count // 2)
 
@@ -235,7 +235,7 @@ def _compile(key: ProgramKey, lessons: Lesson, n: int, vmapped: bool) -> GroupPr
 def _sequential(
     step: Step, states: State, members: Members, lessons: Lesson, first: Array, stop: Array
 ) -> State:
-    """Each trial takes all steps before the next one does; it stops where it diverges."""
+    """Each trial takes all steps before the next one starts; it stops if it diverges."""
 
     def of_one(pair: tuple[State, Members]) -> State:
         state, member = pair
@@ -251,7 +251,7 @@ def _sequential(
 def _vmapped(
     step: Step, states: State, members: Members, lessons: Lesson, first: Array, stop: Array
 ) -> State:
-    """All trials take one step after the other; those that diverged stay as they were."""
+    """All trials take each step together; diverged trials are frozen."""
 
     def body(carry: tuple[Array, State]) -> tuple[Array, State]:
         i, states = carry
@@ -277,7 +277,7 @@ def _sequentially(f: Callable[[Any], Any]) -> Callable[[Any], Any]:
 def _make_evaluate(
     problem: Problem, student: Student, each: Callable[..., Any], params: Params
 ) -> Callable[[Params], Scores]:
-    """Scores of each of [n] parameters: in one program where held-out data fit the devices."""
+    """Scores of each of [n] parameters: in one program if held-out data fit the devices."""
     n = jax.tree.leaves(params)[0].shape[0]
     if problem.eval_data is None:
         one = _shaped(_first(params), devices.replicated())

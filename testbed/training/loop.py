@@ -1,9 +1,9 @@
-"""The loop, which a trial alone and a batch of trials share.
+"""The loop, shared by a trial alone and a batch of trials.
 
     state -> advance (on the clock) -> measure, save (off the clock) -> ... -> end
 
 Steps at which measurements are due, the size of dispatches, checkpoints, interruption, failure and end
-are written here once. What is advanced and measured is the runner's affair: `alone.Alone` or
+are implemented here once. The runner defines what is advanced and measured: `alone.Alone` or
 `batch.Together`.
 """
 
@@ -17,22 +17,22 @@ from testbed.problem.task import Task
 from testbed.training.checkpoints import Cadence
 from testbed.training.clock import Ledger
 
-DISPATCH = 0.5  # seconds that one dispatch should take at most: how soon an interrupt is noticed
+DISPATCH = 0.5  # limit for one dispatch in seconds: the delay until an interrupt is noticed
 
 
 class Progress(NamedTuple):
-    """Where a trial or a batch stands."""
+    """The progress of a trial or a batch."""
 
     step: int
     total_steps: int
     train_seconds: float
-    measurement: dict[str, Any]  # the latest; of a batch, none
+    measurement: dict[str, Any]  # the latest; empty for a batch
     trials: int = 1
     diverged: int = 0
 
 
 class Runner(Protocol):
-    """What the loop drives. Each method adds its time to its own row of the ledger."""
+    """The interface that the loop drives. Each method adds its time to its own row of the ledger."""
 
     ledger: Ledger
 
@@ -46,13 +46,13 @@ class Runner(Protocol):
 
     @property
     def alive(self) -> bool:
-        """Whether a trial is left that has not diverged."""
+        """Whether any trial has not diverged."""
 
     def advance(self, stop: int) -> None:
         """Trains up to step `stop`, or to a divergence; blocks until it is done. The loop times it."""
 
     def measure(self) -> None:
-        """Evaluates, and records it."""
+        """Evaluates, and records the scores."""
 
     def save(self) -> None:
         """Saves a checkpoint."""
@@ -61,10 +61,10 @@ class Runner(Protocol):
         """Ends the records."""
 
     def fail(self, reason: str) -> None:
-        """Ends the records that have begun, as failed."""
+        """Ends the started records, as failed."""
 
     def progress(self) -> Progress:
-        """Where it stands."""
+        """The current progress."""
 
 
 def due_steps(task: Task, total_steps: int) -> list[int]:
@@ -76,12 +76,12 @@ def due_steps(task: Task, total_steps: int) -> list[int]:
 def drive(runner: Runner, due: list[int], longest: float = math.inf) -> Generator[Progress]:
     """Runs to the last step, or until all have diverged; yields after every dispatch.
 
-    Closing the iterator interrupts: a checkpoint is saved at the end.
+    Closing the iterator interrupts the run, and a checkpoint is saved.
 
     Args:
-      runner: what is run, from where it stands.
+      runner: the runner, which starts from its current step.
       due: steps of measurements, ascending; the last is the end.
-      longest: seconds that a dispatch should take at most, if less than DISPATCH.
+      longest: upper limit for a dispatch in seconds, if less than DISPATCH.
     """
     ledger, cadence, size = runner.ledger, Cadence(), 1
     try:

@@ -1,4 +1,4 @@
-"""What the loop must know of an optimizer, and what it can be made of."""
+"""What the loop needs to know about an optimizer, and the forms in which users may give one."""
 
 import dataclasses
 import hashlib
@@ -25,7 +25,7 @@ class Optimizer:
     """An optimizer with its hyperparameters.
 
     Attributes:
-      name: as it stands in the record.
+      name: as in the record.
       build: total_steps, **hyperparameters -> an optax transformation.
       hyperparameters: all of them, defaults included.
       sha256: of the optimizer's source.
@@ -51,7 +51,7 @@ class Partition(NamedTuple):
 
 
 def partition_hyperparameters(optimizer: Optimizer) -> Partition:
-    """Floats are arguments."""
+    """Makes floats arguments, and compiles in the others."""
     values = sorted(optimizer.hyperparameters.items())
     return Partition(
         static=tuple((name, value) for name, value in values if type(value) is not float),
@@ -60,21 +60,21 @@ def partition_hyperparameters(optimizer: Optimizer) -> Partition:
 
 
 def all_static(optimizer: Optimizer) -> Partition:
-    """All are compiled in, for an optimizer that branches in Python on one."""
+    """Compiles all in, for an optimizer that branches in Python on one."""
     return Partition(tuple(sorted(optimizer.hyperparameters.items())), ())
 
 
 def as_optimizer(given: Any, problem: Problem, name: str | None = None) -> Optimizer:
-    """An Optimizer of what a user has.
+    """Makes an Optimizer from what a user gives.
 
     Args:
-      given: an Optimizer; a name, as behind `--opt`; a Spec; an optax transformation; or a function
+      given: an Optimizer; a name, as after `--opt`; a Spec; an optax transformation; or a function
         build(total_steps, *, ...) that returns one, whose keyword-only arguments have defaults.
-      problem: for whose parameters a transformation without a source is identified.
+      problem: the problem for whose parameters a transformation without a source is identified.
       name: to be recorded instead of its own.
 
     Raises:
-      RequestError: it is none of these, or cannot be identified.
+      RequestError: `given` is none of these, or cannot be identified.
     """
     if isinstance(given, str):
         (registry,) = entry_points(group="funmatch.optimizers")  # by name alone: no import upwards
@@ -97,7 +97,7 @@ def as_optimizer(given: Any, problem: Problem, name: str | None = None) -> Optim
 
 
 def from_spec(spec: Any, hyperparameters: Mapping[str, Any] | None = None) -> Optimizer:
-    """An Optimizer of a `Spec`; `hyperparameters` replace its defaults."""
+    """An Optimizer from a `Spec`; `hyperparameters` replace its defaults."""
     return Optimizer(
         name=spec.name,
         build=spec.build,
@@ -110,7 +110,7 @@ def from_spec(spec: Any, hyperparameters: Mapping[str, Any] | None = None) -> Op
 
 
 def from_transformation(given: optax.GradientTransformation, problem: Problem) -> Optimizer:
-    """An Optimizer of a ready transformation, which is identified by what it computes."""
+    """An Optimizer from a ready transformation, which is identified by what it computes."""
     sha256 = traced_sha256(given, problem)
     return Optimizer(f"optax-{sha256[:6]}", lambda total_steps: given, {}, sha256)
 
@@ -118,11 +118,11 @@ def from_transformation(given: optax.GradientTransformation, problem: Problem) -
 def traced_sha256(given: optax.GradientTransformation, problem: Problem) -> str:
     """SHA-256 of the programs of `init` and `update` for a problem's parameters, with their constants.
 
-    A transformation is a pair of closures without a source that says all: what they compute does. The
-    same in every process with one version of JAX; in another version it may be another.
+    A transformation is a pair of closures, whose source does not determine them; their programs do. The
+    checksum is the same in every process with one version of JAX; another version may change it.
 
     Raises:
-      RequestError: it calls back into Python, so that the programs do not say all.
+      RequestError: it calls back into Python, so that the programs do not determine it.
     """
     optimizer = optax.with_extra_args_support(given)
     logits = problem.lesson_shapes.logits
@@ -154,7 +154,7 @@ def traced_sha256(given: optax.GradientTransformation, problem: Problem) -> str:
 
 @contextmanager
 def refusing(what: str) -> Iterator[None]:
-    """Inside, every error becomes a RequestError that begins with `what`."""
+    """Inside this context, every error becomes a RequestError that begins with `what`."""
     try:
         yield
     except RequestError as error:

@@ -1,4 +1,4 @@
-"""The rows of a record, and who appends them. `docs/design.md` has the format."""
+"""The rows of a record, and the writers that append them. `docs/design.md` has the format."""
 
 import datetime
 import hashlib
@@ -18,25 +18,25 @@ from testbed.training.trial import Trial
 
 
 class RecordWriter:
-    """Appends rows to a trial's record; a checkpoint keeps `length`, to which a resumed one is cut."""
+    """Appends rows to a trial's record; a resumed record is cut to the `length` in its checkpoint."""
 
     def __init__(self, path: Path, length: int = 0) -> None:
         self.path, self.length = path, length
 
     def append(self, *rows: Mapping[str, Any]) -> None:
-        """On the host that writes; the others only need to know that there is a record."""
+        """Appends on the first host; the others only need to know that the record exists."""
         first = devices.is_first()
         self.length = records.append(self.path, *rows, at=self.length) if first else 1
 
 
 class RowList:
-    """The same, for a trial that writes no files."""
+    """The same interface, for a trial that writes no files."""
 
     def __init__(self) -> None:
         self.rows, self.length = list[dict[str, Any]](), 0
 
     def append(self, *rows: Mapping[str, Any]) -> None:
-        """Keeps them."""
+        """Appends them in memory."""
         self.rows += map(dict, rows)
         self.length = len(self.rows)
 
@@ -54,13 +54,13 @@ def header_row(
     """The first line of a record.
 
     Args:
-      trial: whose it is.
+      trial: the record's trial.
       params: shapes of the student's parameters.
-      used: how many devices it runs on.
+      used: number of devices that it runs on.
       compilation_cache: hits and misses.
-      command: what started it.
-      checkpointed: whether activations are computed twice, since they do not fit.
-      batch: of a batched trial, which is not timed: "id", "size", "vectorized".
+      command: the command line that started it.
+      checkpointed: whether activations are computed twice, because they do not fit.
+      batch: for a batched trial, which is not timed: "id", "size", "vectorized".
     """
     problem, identity = trial.problem, trial.identity()
     task = problem.task

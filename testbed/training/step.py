@@ -17,17 +17,17 @@ from testbed.problem.protocols import Lesson
 
 
 class State(NamedTuple):
-    """What a step hands to the next."""
+    """What a step passes to the next."""
 
     step: Array  # [] int32: updates so far
     params: Params
     opt_state: Any
     loss: Array  # []: of the last step, before its update
-    finite: Array  # [] bool: the last loss and the parameters are
+    finite: Array  # [] bool: whether the last loss and the parameters are finite
 
 
 class Info(NamedTuple):
-    """What a step knows and does not hand on; where nobody reads it, it costs nothing."""
+    """What a step computes and does not pass on; if it is not read, it costs nothing."""
 
     grad: Params  # of the loss, at the parameters before the update
     updates: Params  # what was added to them
@@ -47,13 +47,13 @@ def train_step(
     this lesson), `logits_fn` (parameters -> student's logits) and `key`, fresh at every step.
 
     Raises:
-      RequestError: while it is traced; what `update` returns is not like the parameters or the state.
+      RequestError: at tracing; what `update` returns does not match the parameters or the state.
     """
 
     def logits_fn(params: Params) -> Array:
         return student(params, lesson.inputs)
 
-    # optax's line searches hand the other extra arguments on to value_fn, by these names.
+    # optax's line searches pass the other extra arguments on to value_fn, by these names.
     def value_fn(params: Params, key: Any = None, logits_fn: Any = None) -> Array:
         del key, logits_fn
         return protocols.loss(distance, lesson, student(params, lesson.inputs))
@@ -70,7 +70,7 @@ def train_step(
         key=key,
     )
     require_same_tree("update returned", updates, "the parameters", state.params)
-    require_same_tree("update returned a state", opt_state, "the one of init", state.opt_state)
+    require_same_tree("update returned a state", opt_state, "the one from init", state.opt_state)
     params = optax.apply_updates(state.params, updates)
     finite = functools.reduce(
         jnp.logical_and, [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(params)]

@@ -18,10 +18,10 @@ class InitCheckpoint(NamedTuple):
 
     path: Path
     sha256: str
-    fresh_head: bool  # whether the classifier starts at zero all the same
+    fresh_head: bool  # whether the classifier still starts at zero
 
     def params(self, shapes: Params) -> Params:
-        """The student's parameters; see `public.fill` for what is refused."""
+        """The student's parameters; see `public.fill` for its errors."""
         return public.fill(
             self.path.read_bytes(), f"--init {self.path}", shapes, fresh_head=self.fresh_head
         )
@@ -32,12 +32,11 @@ class Trial:
     """One optimizer on one problem, once.
 
     Attributes:
-      problem: what is learned; from `open_problem`.
-      optimizer: what learns: whatever `as_optimizer` takes, such as an optax transformation or
-        "shampoo".
+      problem: the problem to learn, from `open_problem`.
+      optimizer: anything that `as_optimizer` accepts, such as an optax transformation or "shampoo".
       total_steps: the horizon, which the optimizer knows in advance.
-      seed: of first weights, of the optimizer's randomness, and of the lessons, unless
-      lesson_seed: says another one for those, which several students then share.
+      seed: of first weights, the optimizer's randomness and, without `lesson_seed`, the lessons.
+      lesson_seed: another seed for the lessons, which several students can share.
       init: a checkpoint instead of random weights.
       name: of the optimizer in records, instead of its own.
     """
@@ -56,7 +55,7 @@ class Trial:
 
     @property
     def task(self) -> Task:
-        """What is learned."""
+        """The task to learn."""
         return self.problem.task
 
     @property
@@ -70,7 +69,7 @@ class Trial:
         return self.seed if self.lesson_seed is None else self.lesson_seed
 
     def identity(self) -> dict[str, Any]:
-        """All that determines the trial, as it stands in the header of its record."""
+        """Everything that determines the trial, as in the header of its record."""
         identity = {
             "task": self.task.name,
             "task_fingerprint": self.problem.fingerprint,
@@ -83,7 +82,7 @@ class Trial:
             "seed": self.seed,
             "total_steps": self.total_steps,
         }
-        # What few trials have.
+        # Fields that few trials have.
         if self.init:
             identity["init"] = {"sha256": self.init.sha256, "fresh_head": self.init.fresh_head}
         if self.lessons != self.seed:
@@ -91,11 +90,11 @@ class Trial:
         return identity
 
     def keys(self) -> Keys:
-        """Its streams of randomness."""
+        """Its random keys."""
         return make_keys(self.seed, self.lessons)
 
     def compile(self) -> CompiledTrial:
-        """All that it runs, compiled ahead."""
+        """Its programs, compiled in advance."""
         return compile_trial(
             self.problem, self.optimizer, self.total_steps, from_init=self.init is not None
         )
