@@ -1,4 +1,4 @@
-"""The browser that tests the report's page; `python -m tests.browser` says which, or exits with 1."""
+"""The browser that tests the report's page; `python -m tests.browser` prints which, or exits with 1."""
 
 import os
 import shutil

@@ -1,11 +1,11 @@
-"""Golden records: what a change of the code's structure must leave equal, to the last bit.
+"""Golden records: numbers that a refactoring must leave equal, to the last bit.
 
     python tests/golden.py make DIR [--root CHECKOUT]   # with the code of a checkout (default: this one)
     python tests/golden.py compare DIR OTHER            # exit status 1 where a number differs
 
 Trials of 40 steps of the embedded tasks and of a small streamed one (`stand_ins`), with three
-optimizers, under all protocols; and a batch of trials. Made by the command line alone, so that any
-commit's code can make them; to be compared between folders that one machine has made.
+optimizers, under all protocols; and a batch of trials. They are made by the command line alone, so that
+any commit's code can make them; compare only folders that were made on one machine.
 """
 
 import argparse
@@ -21,7 +21,7 @@ PROTOCOLS = (
     *("function_matching", "consistent_teaching", "independent_noise", "fixed_teacher", "labels"),
 )
 OPTIMIZERS = ("adam", "shampoo", "schedule_free")
-TIMES = ("train_seconds",)  # all else of a measurement is compared
+TIMES = ("train_seconds",)  # everything else in a measurement is compared
 
 
 def main() -> None:
@@ -85,7 +85,7 @@ def measurements(folder: Path) -> dict[str, list[dict[str, object]]]:
 
 
 def compare(folder: Path, other: Path) -> list[str]:
-    """A line for each trial that is not the same in both."""
+    """A line for each trial that differs between the two."""
     ours, theirs = measurements(folder), measurements(other)
     print(f"{len(ours)} trials, {sum(map(len, ours.values()))} rows")
     return [

@@ -1,7 +1,8 @@
 """The paper's data and checkpoints in their true formats, but tiny: written by the tests themselves.
 
-As a program, a command on the paper's tasks with tiny networks: stand_ins.py run --task flowers ...
-With $CHECKPOINT_EVERY, checkpoints are that many seconds apart at least.
+As a program, it runs a command on the paper's tasks with tiny networks:
+stand_ins.py run --task flowers ...
+With $CHECKPOINT_EVERY, checkpoints are at least that many seconds apart.
 """
 
 import dataclasses
@@ -91,7 +92,7 @@ def noisy_params(network: Any, image_shape: tuple[int, ...], seed: int = 0) -> A
         spread = np.hypot(0.3, np.prod(leaf.shape[:-1]) ** -0.5) if kind == "kernel" else 0.3
         return (centre + spread * rng.normal(size=leaf.shape)).astype(np.float32)
 
-    # Drawn by numpy: for the network's own initialization XLA compiles dozens of programs.
+    # Drawn by numpy: for the network's own initialization, XLA compiles dozens of programs.
     return jax.tree_util.tree_map_with_path(draw, teachers.shapes(network, InputSpec(image_shape)))
 
 

@@ -76,7 +76,7 @@ def test_frames_are_tidy(folder):
     assert set(frame["status"]) == {"finished"}
 
 
-def test_labels_say_what_differs_and_no_more(tmp_path):
+def test_labels_contain_only_what_differs(tmp_path):
     write(tmp_path, "adam", 0, FAST)
     assert set(frames.load(tmp_path)[0]["label"]) == {"adam"}
     write(tmp_path, "adam", 0, FAST, learning_rate=0.2)
@@ -192,7 +192,7 @@ def test_the_best_configuration_is_one_of_those_with_most_seeds(tmp_path):
     assert list(trials.resolve_baseline(ends, "adam").values()) == ["adam learning_rate=0.2"]
 
 
-def test_unshared_seeds_are_compared_unpaired_and_told(tmp_path):
+def test_unshared_seeds_are_compared_unpaired_and_reported(tmp_path):
     for seed in range(5):
         write(tmp_path, "adam", seed, SLOW)
         write(tmp_path, "fast", 10 + seed, FAST)
@@ -210,19 +210,19 @@ def test_a_medians_curve_is_scipys(folder):
         censored = stats.CensoredData.right_censored(np.fmin(reached, watched), np.isnan(reached))
         at, curve = survival.survival(reached, watched, np.ones((1, n)))
         np.testing.assert_allclose(stats.ecdf(censored).sf.evaluate(at), curve[0])
-        assert survival.median(times, times).value == np.median(times), "nobody is censored"
+        assert survival.median(times, times).value == np.median(times), "none is censored"
         resampled = rng.integers(0, n, n)
         counts = np.bincount(resampled, minlength=n)[None].astype(float)
         assert survival.medians(times, times, counts) == np.median(times[resampled])
 
 
-def test_medians_of_misses_say_so():
+def test_medians_with_misses_have_open_intervals():
     nan = np.nan
     assert str(survival.median([10, 20, nan, nan, nan], [100] * 5)) == "not reached"
     median = survival.median([10, 20, 30, nan, nan], [100] * 5)
     assert (median.value, median.low, median.high, median.missed, median.n) == (30, 10, np.inf, 2, 5)
     assert str(median) == "30 [10, ∞)"
-    # Who was watched until 15 only may still have been the first: half of the rest is there at 20.
+    # A trial watched only until 15 may still have been the first: half of the rest arrive by 20.
     assert survival.median([10, nan, 20, 30], [10, 15, 20, 30]).value == 20
     assert str(survival.median([], [])) == "-"
 
@@ -251,7 +251,7 @@ def test_a_report_is_written_and_agrees_with_the_records(folder, tmp_path, monke
     assert (out / "t-100-overfitting.png").exists()
 
 
-def test_damaged_records_are_told_and_skipped(folder, tmp_path, monkeypatch, capsys):
+def test_damaged_records_are_reported_and_skipped(folder, tmp_path, monkeypatch, capsys):
     victim = next(folder.rglob("*.jsonl"))
     victim.write_bytes(victim.read_bytes()[:-40] + b"\n{broken\n")
     (folder / "t" / "empty.jsonl").touch()

@@ -50,7 +50,7 @@ def test_the_problem_of_a_trial_is_a_value_with_pure_functions(tiny):
     assert {"train_kl", "validation_kl", "test_accuracy"} <= set(scores)
 
 
-def test_train_writes_nothing_and_returns_what_the_record_says(tiny, tmp_path, monkeypatch):
+def test_train_writes_nothing_and_returns_what_the_record_has(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     trial = trial_of(tiny)
     result = train(trial)
@@ -74,7 +74,7 @@ def test_an_optimizer_can_be_given_in_any_form(tiny, tmp_path, optimizer):
     assert Trial(trial.problem, optimizer, 20, name="mine").optimizer.name == "mine"
 
 
-def test_what_is_no_optimizer_is_refused_in_one_line(tiny):
+def test_a_value_that_is_not_an_optimizer_is_refused_in_one_line(tiny):
     with pytest.raises(RequestError, match="give an optax transformation, a function build"):
         Trial(open_problem(tiny), 3, 20)
     with pytest.raises(RequestError, match="did you mean 'adam'"):
@@ -82,7 +82,7 @@ def test_what_is_no_optimizer_is_refused_in_one_line(tiny):
 
 
 def test_a_transformation_is_identified_by_what_it_computes(tiny):
-    """The same in every process; other numbers, also those in arrays, are another optimizer."""
+    """The checksum is the same in every process; other numbers, also in arrays, change it."""
     problem = open_problem(tiny)
 
     def scaled(array):
@@ -117,7 +117,7 @@ def test_a_transformation_that_calls_back_into_python_is_refused(tiny):
 
 
 def test_saved_parameters_are_those_that_init_reads(tiny, tmp_path):
-    """Evaluated where they were saved, a student that starts from them begins where the first ended."""
+    """A student that starts from the evaluated parameters begins where the first one ended."""
     from testbed.training.trial import InitCheckpoint
 
     record = run(trial_of(tiny, "schedule_free"), tmp_path, save_params=True)

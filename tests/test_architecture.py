@@ -1,4 +1,4 @@
-"""Who may import whom, and what the documents promise."""
+"""Which modules may import which, and what the documents promise."""
 
 import ast
 import importlib.metadata

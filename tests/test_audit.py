@@ -16,7 +16,7 @@ from tests.test_tuning import ends, trial
 
 
 def curve(steps, train, validation, run_id="a", status="finished", **named):
-    """Measurements of one trial, as far as the audit looks."""
+    """Measurements of one trial, with the columns that the audit reads."""
     plain = {
         "task": "t",
         "total_steps": 1000,
@@ -179,7 +179,7 @@ def valley(rates, losses, **named):
     return [trial(0, rate, loss, 5.0, **named) for rate, loss in zip(rates, losses, strict=True)]
 
 
-def test_losses_are_told_relative_to_the_best_learning_rate():
+def test_losses_are_relative_to_the_best_learning_rate():
     rows = [*valley([0.001, 0.01, 0.1], [0.6, 0.3, 0.4]), trial(0, 1.0, 0.2, 5.0, "diverged")]
     rows += [trial(seed, 0.01, loss, 5.0) for seed, loss in ((1, 0.5), (2, 0.2))]
     points = sensitivity.sensitivity(ends(rows))
@@ -215,14 +215,14 @@ def test_the_width_is_that_of_the_lower_envelope():
     assert row["points"] == 2 * 17 + 1
 
 
-def test_a_second_valley_does_not_widen_the_first_and_an_edge_is_told():
+def test_a_second_valley_does_not_widen_the_first_and_an_edge_is_reported():
     rates, losses = [0.001, 0.01, 0.1, 1.0], [1.0, 1.05, 3.0, 1.02]
     row = sensitivity.width(sensitivity.sensitivity(ends(valley(rates, losses)))).iloc[0]
     assert (row["low"], row["high"]) == pytest.approx((0.001, 0.01))
     assert row["at_edge"]
 
 
-def test_too_few_learning_rates_tell_nothing_and_all_diverged_is_told(tmp_path):
+def test_too_few_learning_rates_give_nothing_and_all_diverged_is_reported(tmp_path):
     for few in (pd.DataFrame(), ends(valley([0.1, 0.2], [1, 2]))):
         points = sensitivity.sensitivity(few)
         assert points.empty

@@ -27,7 +27,7 @@ SCORES = ("train_kl", "validation_kl", "test_kl")
 
 
 def _fragile(total_steps: int, *, learning_rate: float = 0.1) -> optax.GradientTransformation:
-    """Gradient descent that is not finite any more after step `learning_rate`, if that is above 1."""
+    """Gradient descent that is no longer finite after step `learning_rate`, if that is above 1."""
 
     def update(grads, step, params=None):
         lost = (learning_rate > 1) & (step >= learning_rate)
@@ -93,7 +93,7 @@ def test_at_the_end_batched_and_alone_differ_less_than_seeds_do(tiny, tmp_path):
     assert np.std(batched - alone) < 0.5 * spread
 
 
-def test_batched_records_have_no_seconds_and_say_with_whom_they_ran(together_and_alone, tmp_path):
+def test_batched_records_have_no_seconds_and_name_their_batch(together_and_alone, tmp_path):
     for vectorized, found in enumerate(together_and_alone[:2]):
         for record in found:
             assert record.errors == []
@@ -183,7 +183,7 @@ def test_a_checkpoint_is_not_used_on_records_that_others_wrote(tiny, tmp_path):
         assert rows(one) == rows(two)
 
 
-def test_what_is_finished_or_runs_elsewhere_is_left_alone(tiny, tmp_path):
+def test_trials_that_are_finished_or_run_elsewhere_are_skipped(tiny, tmp_path):
     done, busy, left = (trial_of(tiny, learning_rate=r) for r in (0.01, 0.02, 0.03))
     before = finish(done, tmp_path).path.read_bytes()
     with records.lock(busy.record_path(tmp_path)):
@@ -254,7 +254,7 @@ def test_batches_are_halved_until_they_fit(tiny, tmp_path, monkeypatch, capsys):
 
 
 def test_a_batch_on_two_devices_equals_one_on_one(tiny, tmp_path):
-    """Five trials in six places; Shampoo, which would divide its own work, sees one device."""
+    """Five trials in six slots; Shampoo, which would divide its own work, sees one device."""
     code = (
         "import sys\nfrom pathlib import Path\nfrom tests import test_batch\n"
         "from testbed import devices, compilation_cache\ncompilation_cache.enable_cache()\n"

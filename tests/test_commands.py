@@ -154,7 +154,7 @@ def test_list_shows_tasks_optimizers_and_ranges(command):
         assert name in stdout
 
 
-def test_a_sweep_tunes_all_alike_and_runs_the_best_on_fresh_seeds(command, tiny_task, tmp_path):
+def test_a_sweep_tunes_all_equally_and_runs_the_best_on_fresh_seeds(command, tiny_task, tmp_path):
     status, stdout, _ = command(
         sweep, "--task", "tiny", "--opt", "adam", "--opt", "sgd", "--trials", "3", "--seeds", "2"
     )
@@ -183,7 +183,7 @@ def sweep_in(command, folder, *words):
     return records.read_folder(folder), stdout
 
 
-def test_batched_and_unbatched_sweeps_choose_alike_and_repeat_nothing(command, tiny_task, tmp_path):
+def test_batched_and_unbatched_sweeps_choose_the_same_and_repeat_nothing(command, tiny_task, tmp_path):
     words = ("--trials", "4", "--seeds", "1")
     batched, stdout = sweep_in(command, tmp_path / "a", *words, "--batch", "3")
     alone, other_stdout = sweep_in(command, tmp_path / "b", *words, "--no-batch")
@@ -199,11 +199,11 @@ def test_batched_and_unbatched_sweeps_choose_alike_and_repeat_nothing(command, t
     assert [record.path.read_bytes() for record in batched] == before
 
 
-def test_halving_runs_fewer_steps_and_says_how_many(command, tiny_task, tmp_path):
+def test_halving_runs_fewer_steps_and_reports_how_many(command, tiny_task, tmp_path):
     found, stdout = sweep_in(command, tmp_path, "--trials", "9", "--seeds", "1", "--halving")
     tuning = [r for r in found if "tuning" in r.path.parts and r.header["optimizer"] == "adam"]
     assert Counter(r.header["total_steps"] for r in tuning) == {5: 9, 15: 3, 45: 1}
-    # The best third goes on.
+    # The best third continues.
     ended = sorted(
         (r for r in tuning if r.header["total_steps"] == 5),
         key=lambda r: r.measurements[-1]["validation_kl"],
@@ -394,7 +394,7 @@ def test_lessons_from_photographs_teach_digits(command, tiny_task, tmp_path):
     assert "its lessons have no labels of the task's classes" in stderr
 
 
-def test_prepare_tells_what_is_missing_and_exits_2(command, monkeypatch, tmp_path):
+def test_prepare_reports_what_is_missing_and_exits_2(command, monkeypatch, tmp_path):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "data"))
     monkeypatch.setenv("FUNMATCH_CHECKPOINTS", str(tmp_path / "checkpoints"))
     teachers.load.cache_clear()

@@ -40,7 +40,7 @@ def test_areas_and_aspects_follow_tensorflows_law(height, width):
 @pytest.mark.parametrize(
     ("height", "width", "median"), [(256, 256, 0.33), (200, 301, 0.27), (333, 187, 0.23)]
 )
-def test_median_areas_are_those_seen_of_tensorflow(height, width, median):
+def test_median_areas_are_those_observed_in_tensorflow(height, width, median):
     """Torchvision's sampler has 0.46, 0.37 and 0.32 here."""
     _, _, h, w = windows(height, width).T
     assert np.median(h * w) / (height * width) == pytest.approx(median, abs=0.01)

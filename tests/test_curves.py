@@ -1,4 +1,4 @@
-"""Curves against NumPy, and who counts as what in them."""
+"""Curves against NumPy, and how each trial counts in them."""
 
 import time
 
@@ -47,7 +47,7 @@ def test_curves_are_numpy_s_quartiles():
 
 
 def test_a_diverged_trial_is_the_worst_at_all_later_steps():
-    """Its breakdown at a step of its own makes no point of the curve."""
+    """Its breakdown at a step of its own adds no point to the curve."""
     fine = measurements({seed: ("finished", [4, 3, 2, 1]) for seed in range(2)})
     lost = measurements({2: ("diverged", [4, 3, np.nan])}, steps=(0, 10, 13))
     table = curves(pd.concat([fine, lost], ignore_index=True)).set_index("step")
@@ -60,7 +60,7 @@ def test_a_diverged_trial_is_the_worst_at_all_later_steps():
     assert [*table["validation_kl"]] == [4, 3, np.inf, np.inf], "half of them, and more, are lost"
 
 
-def test_a_label_that_diverged_whole_goes_on_as_long_as_its_group():
+def test_a_label_with_only_diverged_trials_is_as_long_as_its_group():
     fine = measurements({0: ("finished", [4, 3, 2, 1])})
     lost = measurements({0: ("diverged", [4, np.nan])}, label="sgd")
     never = measurements({0: ("diverged", [np.nan])}, label="lion")
@@ -79,8 +79,8 @@ def test_a_label_that_diverged_whole_goes_on_as_long_as_its_group():
         ([np.nan], [np.inf, np.inf], [0, 30]),
     ],
 )
-def test_a_configuration_that_is_lost_whole_is_lost_at_the_horizon(status, values, kls, steps):
-    """Though nobody was there, and all broke down at one step."""
+def test_a_configuration_with_only_lost_trials_is_lost_at_the_horizon(status, values, kls, steps):
+    """Even though no trial got there, and all broke down at one step."""
     table = curves(measurements(dict.fromkeys(range(3), (status, values))))
     assert table["step"].tolist() == steps
     assert table["train_kl"].tolist() == kls
@@ -93,7 +93,7 @@ def test_an_unfinished_trial_is_absent_after_its_last_step():
     table = curves(measurements(trials)).set_index("step")
     assert [*table["n"]] == [2, 2, 1, 1]
     assert [*table["validation_kl"]] == [5, 4, 2, 1]
-    # What is lost beside it tells nothing of the steps where it will be.
+    # A lost trial next to it gives no values at steps that the unfinished one has not reached.
     table = curves(measurements({0: ("diverged", [4]), 1: ("unfinished", [6, 5])})).set_index("step")
     assert [*table["validation_kl"]] == [5, np.inf]
 

@@ -1,4 +1,4 @@
-"""Engines: wherever jobs run, and whatever dies, the records are the same and nothing is run twice."""
+"""Engines: with any engine and any process that dies, records are the same and nothing is run twice."""
 
 import argparse
 import functools
@@ -23,7 +23,7 @@ from testbed import records
 from testbed.errors import RequestError
 from tests.trials import without_times
 
-# Ray and submitit leave sockets, files and processes to their ends.
+# Ray and submitit leave sockets, files and processes open.
 pytestmark = [
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
@@ -32,8 +32,8 @@ pytestmark = [
 ROOT = Path(__file__).parents[1]
 STEPS, RATES = 10, (0.01, 0.02, 0.03)
 
-# Notes every step that is computed. Where a file `deadly` is beside it, the first to come to step 7
-# takes it and dies; before, at step 3, it dawdles until a checkpoint is due.
+# Logs every step that is computed. If a file `deadly` is next to it, the first process at step 7
+# removes that file and dies; before, at step 3, it waits until a checkpoint is due.
 SPY = """
 import os, signal, time
 from pathlib import Path
@@ -100,7 +100,7 @@ def test_two_workers_of_which_one_is_killed_make_the_records_of_one_and_of_this_
     assert not (tmp_path / "deadly").exists(), "one was killed"
     assert contents(tmp_path / "two") == here
     resumed = [record.end["resumed"] for record in records.read_folder(tmp_path / "two")]
-    assert sorted(resumed) == [0] * (len(RATES) - 1) + [1], "it went on from its checkpoint"
+    assert sorted(resumed) == [0] * (len(RATES) - 1) + [1], "it continued from its checkpoint"
     steps = Counter((tmp_path / "log").read_text().split("\n")[:-1])
     assert len(steps) == len(RATES) * STEPS
     assert len({line.split()[0] for line, count in steps.items() if count > 1}) == 1
@@ -132,7 +132,7 @@ def test_two_sweeps_in_one_folder_run_nothing_twice_and_share_the_work(spy, tmp_
 
 
 class Fake(NamedTuple):
-    """A worker whose job takes as long as it takes, unless `end` says how it ends."""
+    """A worker whose job runs until it is stopped, unless `end` defines how it ends."""
 
     end: Exception | None
     stopped: list
@@ -179,13 +179,13 @@ def test_an_interrupt_stops_all_workers(tmp_path):
     assert [worker.stopped for worker in workers] == [[True], [True]]
 
 
-def test_workers_that_make_other_records_are_found_out(tmp_path):
+def test_workers_that_make_other_records_are_detected(tmp_path):
     done = Fake(None, [True])
     with pytest.raises(RuntimeError, match="no finished record"):
         engines.Elsewhere(lambda job: done, 2).run(_make_jobs("sgd", tmp_path))
 
 
-def test_what_goes_wrong_in_a_worker_comes_back_in_one_line(spy, tmp_path):
+def test_an_error_in_a_worker_comes_back_in_one_line(spy, tmp_path):
     (job,) = _make_jobs("nowhere.py", tmp_path, RATES[:1])
     assert isinstance(engines.attempt(job), RequestError)
     spy.write_text("def build(total_steps, *, learning_rate=0.0):\n    raise KeyError('two\\nlines')")
@@ -219,7 +219,7 @@ def test_progress_counts_what_any_process_has_done(tmp_path):
         (("ray", 2, "ray://127.0.0.1:{closed}"), None, "no Ray cluster answers"),
     ],
 )
-def test_engines_that_cannot_be_had_are_one_line(monkeypatch, tmp_path, words, missing, message):
+def test_unavailable_engines_are_one_line(monkeypatch, tmp_path, words, missing, message):
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         words = [

@@ -246,7 +246,7 @@ def real(tmp_path_factory):
 
 
 def by_best(table):
-    """As in reports: called as their optimizers are."""
+    """As in reports: labelled with their optimizers' names."""
     return table.assign(label=table["optimizer"])
 
 
@@ -323,7 +323,7 @@ def test_a_bound_is_hollow_with_an_arrow_where_it_is_open(real):
     table = speedups_of(by_best(real[real["protocol"] == "p"]), "adam")
     table = table[table["axis"] == "steps"].set_index("label")
     assert table.loc["sgd", "bound"] == "at most"
-    # Seen at its first measurement, it may have been there long before.
+    # At the target in its first measurement, it may have been there long before.
     assert table.loc["shampoo", ["bound", "high"]].tolist() == ["", np.inf]
     expected = (("sgd", True, ["<"]), ("shampoo", False, [">"]), ("muon", False, []))
     for label, hollow, tips in expected:
@@ -335,13 +335,13 @@ def test_a_bound_is_hollow_with_an_arrow_where_it_is_open(real):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_figures_say_who_is_missing(kind):
+def test_figures_report_what_is_missing(kind):
     seen = " ".join(text for text, _ in texts(KINDS[kind](**SIZES["diverged runs only"])))
-    if kind != "profile":  # where a line at 0 says it
+    if kind != "profile":  # where a line at 0 shows it
         assert any(word in seen for word in ("diverged", "no ratio", "finite", "No trial"))
 
 
-def test_one_seed_is_told_and_has_no_band():
+def test_one_seed_is_reported_and_has_no_band():
     figure = KINDS["time to accuracy"](**SIZES["one seed"])
     assert any("n = 1 seed" in text for text, _ in texts(figure))
     seen = texts(KINDS["time to accuracy"](**SIZES["three optimizers"]))
@@ -364,7 +364,7 @@ def colours(figure):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_optimizer_has_one_colour_in_all_figures(kind):
-    """Whoever else is in the figure."""
+    """Regardless of which others are in the figure."""
     style = styles(KNOWN)
     for names in (("shampoo",), ("adam", "muon", "shampoo")):
         found = colours(KINDS[kind](names=names))

@@ -1,4 +1,4 @@
-"""What mathematics demands of single optimizers: special cases, equivariances, references."""
+"""Mathematical properties of single optimizers: special cases, equivariances, references."""
 
 import jax
 import jax.numpy as jnp
@@ -83,7 +83,7 @@ def test_ademamix_without_its_slow_average_is_adam():
 
 
 def run(optimizer, grads):
-    """Updates along given gradients, of an optimizer that wants parameters."""
+    """Updates along given gradients, of an optimizer that needs parameters."""
     params, updates = jax.tree.map(jnp.ones_like, grads[0]), []
     state = optimizer.init(params)
     for g in grads:
@@ -308,7 +308,7 @@ def test_muon_is_for_hidden_kernels_only():
     }
 
 
-def test_the_private_copy_of_googles_module_is_nobody_elses():
+def test_the_private_copy_of_googles_module_is_not_shared():
     from precondition import distributed_shampoo as public
 
     private = distributed_shampoo.module()

@@ -1,4 +1,4 @@
-"""Loggers: they say what the record says, take nothing from the clock, and end no trial."""
+"""Loggers: they log what the record has, add nothing to the clock, and end no trial."""
 
 import json
 import os
@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[1]
 
 
 class Silent:
-    """A logger that keeps nothing; tests make it do something at one of its calls."""
+    """A logger that stores nothing; tests make it do something at one of its calls."""
 
     def __init__(self, folder, header):
         self.called("begin")
@@ -59,7 +59,7 @@ class Sleeps(Silent):
 
 
 def run_and_interrupt(trial, out: Path) -> Path:
-    """Until it is interrupted at step 12; then, as if it was killed later, with rows after that."""
+    """Runs until an interrupt at step 12; then adds rows, as if the trial was killed later."""
     log = Loggers(
         {"tensorboard": LOGGERS["tensorboard"], "interrupts": Logger("json", InterruptsAt12)}, out
     )
@@ -73,7 +73,7 @@ def run_and_interrupt(trial, out: Path) -> Path:
 
 
 def events(folder: Path) -> Iterator[Event]:
-    """What one run's folder holds."""
+    """The events in one run's folder."""
     (path,) = folder.glob("*tfevents*")
     content = path.read_bytes()
     while content:
@@ -162,7 +162,7 @@ def test_a_logger_that_raises_is_given_up_and_ends_no_trial(tiny, out, capsys, w
         assert [row["step"] for row in record.measurements] == list(range(0, 41, 4))
 
 
-def test_a_failed_trial_says_so_in_its_log(tiny, out, monkeypatch):
+def test_a_failed_trial_is_logged_as_failed(tiny, out, monkeypatch):
     calls = []
 
     class Listens(Silent):
@@ -243,7 +243,7 @@ def wandb_rows(path: Path) -> Iterator[Any]:
 
 
 def test_wandb_offline_has_the_records_measurements_once(tiny, out, tmp_path):
-    """No account, no network: nothing listens where its server and proxies are said to be."""
+    """No account, no network: nothing listens at the addresses of its server and proxies."""
     (path,) = run_all([trial_of(tiny)], out)
     record = records.read(path)
     before = tmp_path / "before.jsonl"  # the trial was killed, and is being run again
@@ -296,7 +296,7 @@ for path in paths:
         ("online", None, "", None),
     ],
 )
-def test_wandb_is_offline_where_nothing_is_said_and_nobody_logged_in(
+def test_wandb_is_offline_only_without_a_setting_and_without_a_login(
     tmp_path, monkeypatch, mode, key, netrc, expected
 ):
     settings = SimpleNamespace(

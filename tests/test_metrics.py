@@ -20,7 +20,7 @@ STEPS = [0, 25, 50, 75, 100]
 
 
 def rewrite(path, declared, target, **columns):
-    """Gives a record other columns, a value for each measurement, and says what they are."""
+    """Gives a record other columns, a value for each measurement, and declares them."""
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     rows[0] |= {"metrics": declared, "target": target}
     for i, row in enumerate(rows[1:-1]):
@@ -38,7 +38,7 @@ def write_scores(folder, optimizer, seed, scores, status="finished", target=None
         SCORE,
         target,
         **{f"{part}_score": scores for part in ("train", "validation", "test")},
-        grad_norm=[4.0, None, 1.0, None, 0.5],  # measured more rarely
+        grad_norm=[4.0, None, 1.0, None, 0.5],  # measured less often
         sharpness=[1.0 + seed, 2.0, -3.0, 1.0, 0.5],
         optimizer_failed_roots=[0, 0, 1, 2, 3],
     )
@@ -77,7 +77,7 @@ def scored(tmp_path):
         ("kl_of_my_own", "kl_of_my_own", np.nan),
     ],
 )
-def test_a_column_says_what_it_is(column, axis, worst):
+def test_a_columns_name_determines_its_metric(column, axis, worst):
     share = {"share": {"label": "a share", "better": "max", "drawn": "complement"}}
     metric = metrics.find(column, SCORE | share)
     assert (metric.name, metric.axis) == (column, axis)
@@ -106,7 +106,7 @@ def test_what_a_header_declares_wrongly_is_an_error_and_not_fatal(tmp_path, decl
     rewrite(write(tmp_path, "adam", 0, FAST), declared, {"metric": "a", "value": 1, "mode": "max"}, a=UP)
     found = frames.read(tmp_path)
     assert [error.reason.startswith(fault) for error in found.errors] == [True]
-    assert frames.metric(found.frame, "a").better == "max", "as its target says"
+    assert frames.metric(found.frame, "a").better == "max", "as in its target"
 
 
 def test_headers_that_disagree_are_an_error(tmp_path):
@@ -137,7 +137,7 @@ def test_names_that_quartiles_need_are_left_out(tmp_path):
     assert table["norm"].tolist() == table["trial"].tolist() == UP
 
 
-def test_a_diverged_trial_is_the_worst_where_a_way_is_better_and_absent_elsewhere(scored):
+def test_a_diverged_trial_is_the_worst_where_a_direction_is_better_else_absent(scored):
     frame, errors = frames.load(scored)
     assert errors == []
     table = curves(frame)
@@ -198,7 +198,7 @@ def drawn(figure):
     ]
 
 
-def test_what_may_be_negative_is_drawn_as_it_is_and_what_counts_up_too(scored):
+def test_metrics_that_may_be_negative_or_count_up_are_drawn_unchanged(scored):
     frame, _ = frames.load(scored)
     scale, lines = drawn(figures.time_to_accuracy(frame))
     assert scale == "linear"
@@ -234,7 +234,7 @@ def test_a_target_may_be_in_any_metric(tmp_path, metric, value, mode, steps):
     assert ends.loc[ends["optimizer"] != "sgd", "steps_to_target"].tolist() == [steps] * 6
     assert speedups.speedups(ends, "adam").set_index("label").loc["fast", "speedup"].iloc[0] == 1
     lost = curves(frame).query("optimizer == 'sgd'")[metric].iloc[-1]
-    assert lost == (np.inf if mode == "min" else -np.inf), "its target says which way is better"
+    assert lost == (np.inf if mode == "min" else -np.inf), "its target defines which direction is better"
     assert metric in summary.summary(ends)
     report.write(frames.read(tmp_path / "runs"), tmp_path, "adam")
     assert (tmp_path / f"t-100-{metric}-by-step.svg").stat().st_size > 3000

@@ -1,4 +1,4 @@
-"""Shared tests: every registered optimizer is under them by being registered."""
+"""Shared tests: registering an optimizer is enough to run them on it."""
 
 import inspect
 from pathlib import Path
@@ -173,7 +173,7 @@ def test_a_tiny_trial_improves_and_batched_it_is_the_same(name, tiny, out):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_vmapped_over_a_hyperparameter_equals_separate_runs(name):
-    """On a quadratic: with the rate, all that an optimizer keeps is batched. Past all intervals."""
+    """On a quadratic: with the rate, an optimizer's whole state is batched. Past all intervals."""
     # Square and random, since statistics without full rank have no one eigenbasis.
     params = {"kernel": random.normal(random.key(1), (4, 4)), "bias": jnp.zeros(3)}
     scale = {"kernel": random.uniform(random.key(2), (4, 4)) + 0.1, "bias": jnp.ones(3)}
@@ -206,7 +206,7 @@ def test_vmapped_over_a_hyperparameter_equals_separate_runs(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_spec_says_what_is_searched_and_where_it_comes_from(name):
+def test_a_spec_declares_its_search_space_and_its_reference(name):
     spec = registry.find(name)
     defaults = registry.defaults(spec)
     assert spec.reference

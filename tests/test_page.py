@@ -1,4 +1,4 @@
-"""The report's page in a browser: from disk, offline, whatever is in it."""
+"""The report's page in a browser: from disk, offline, with any content."""
 
 import base64
 import dataclasses
@@ -83,7 +83,7 @@ def chromium():
 
 
 def swipe(tab, selector, up):
-    """A finger goes `up` pixels from the middle of an element."""
+    """A finger moves `up` pixels from the middle of an element."""
     box = tab.locator(selector).bounding_box()
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
     session = tab.context.new_cdp_session(tab)
@@ -95,7 +95,7 @@ def swipe(tab, selector, up):
 
 @pytest.fixture
 def faults():
-    """What pages have said on the console, thrown, asked the reader, or fetched."""
+    """What pages have logged on the console, thrown, asked the reader, or fetched."""
     return []
 
 
@@ -230,7 +230,7 @@ def test_numbers_are_shown_to_four_digits_and_missing_ones_as_a_dash(value, text
     assert [[cell.text for cell in row] for row in _grid(table).rows] == [[text]]
 
 
-def test_a_seed_is_shown_as_the_name_that_it_is():
+def test_a_seed_is_shown_as_a_name():
     seeds = [2**31 - 1, 2**31 - 2]
     rows = _grid(pd.DataFrame({"seed": seeds})).rows
     assert [(cell.text, cell.value) for (cell,) in rows] == [(str(seed), str(seed)) for seed in seeds]
@@ -286,7 +286,7 @@ def test_axes_metrics_and_groups_switch(show):
     expect(tab.locator("#curves-remark")).to_contain_text("1 is not timed")
 
     metric.select_option("held-out error")
-    assert lines(tab)["adam"]["y"] == [None, 0.01, 0.001]  # nowhere on a logarithmic axis is second 0
+    assert lines(tab)["adam"]["y"] == [None, 0.01, 0.001]  # a logarithmic axis has no second 0
     tab.get_by_label("log x").uncheck()
     assert lines(tab)["adam"]["y"] == [0.1, 0.01, 0.001]
     types = "() => ['xaxis', 'yaxis'].map((id) => document.getElementById('plot')._fullLayout[id].type)"
@@ -307,7 +307,7 @@ def test_what_may_be_negative_has_a_linear_axis_until_the_reader_chooses(show):
     expect(log).to_be_checked()
     metric.select_option("sharpness (largest Hessian eigenvalue)")
     expect(log).not_to_be_checked()
-    assert lines(tab)["adam"]["y"] == [None, 0, 3]  # nowhere on a logarithmic axis is step 0
+    assert lines(tab)["adam"]["y"] == [None, 0, 3]  # a logarithmic axis has no step 0
     tab.get_by_label("log x").uncheck()
     assert lines(tab)["adam"]["y"] == [-2, 0, 3]
     log.check()
@@ -403,7 +403,7 @@ def test_labels_of_ticks_leave_each_other_room(show):
             assert all(a[3] < b[2] for a, b in pairwise(ys))
 
 
-def test_the_name_of_a_target_is_inside_the_diagram_and_says_what_it_is(show):
+def test_the_name_of_a_target_is_inside_the_diagram_and_has_its_value(show):
     target = {GROUP: Target("validation_accuracy", 0.89, "max")}
     tab = show(page(curve("adam"), targets=target), width=400)
     name = tab.get_by_text("target 0.11 (accuracy 0.89)")

@@ -91,7 +91,7 @@ def whole(launch, tmp_path_factory):
     return only_record(out)
 
 
-def test_the_papers_recipe_is_adams_default_and_the_record_says_what_computed(whole):
+def test_the_papers_recipe_is_adams_default_and_the_record_has_precision_and_device(whole):
     assert whole.header["hyperparameters"]["learning_rate"] == 0.003
     assert whole.header["hyperparameters"]["weight_decay"] == 3e-4
     precision = {"parameters": "float32", "student": "float32", "teachers": ["float32"]}

@@ -1,4 +1,4 @@
-"""Users' files, and checksums of what has source in files, in notebooks, or in what is bound to it."""
+"""Users' files, and checksums of functions and objects: of files, notebooks, and bound values."""
 
 import functools
 import linecache
@@ -67,7 +67,7 @@ def test_a_file_can_import_the_modules_beside_it_also_when_it_is_used(tmp_path):
     assert load_file("--opt", tmp_path / "mine.py").build() == 7
 
 
-def test_two_files_of_one_name_do_not_collide_and_nor_do_their_helpers(tmp_path):
+def test_two_files_of_one_name_do_not_collide_nor_do_their_helpers(tmp_path):
     for number in (1, 2):
         write(tmp_path / str(number), **{"helper_b/inner.py": f"VALUE = {number}\n"})
     one, two = (load_file("--opt", tmp_path / str(number) / "mine.py") for number in (1, 2))
@@ -75,7 +75,7 @@ def test_two_files_of_one_name_do_not_collide_and_nor_do_their_helpers(tmp_path)
     assert one.__name__ != two.__name__
 
 
-def test_a_file_is_loaded_anew_each_time_with_its_helpers(tmp_path):
+def test_a_file_is_loaded_again_each_time_with_its_helpers(tmp_path):
     file = write(tmp_path)
     assert load_file("--opt", file).build(1) == 1
     write(tmp_path, **{"helper_b/inner.py": "VALUE = 2\n"})
@@ -103,7 +103,7 @@ def test_a_file_that_cannot_be_imported_is_one_line(tmp_path, text, message):
 @pytest.mark.parametrize(
     ("name", "message"), [("other.py", "no such file"), ("mine.txt", "must end in .py")]
 )
-def test_what_is_no_python_file_is_refused(tmp_path, name, message):
+def test_missing_and_non_python_files_are_refused(tmp_path, name, message):
     write(tmp_path, {"mine.txt": ""})
     with pytest.raises(RequestError, match=message):
         load_file("--opt", tmp_path / name)
@@ -221,7 +221,7 @@ def test_a_notebook_function_behind_our_recipe_counts():
     ],
 )
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
-def test_what_cannot_be_named_is_refused_in_one_line(cell, message):
+def test_values_that_cannot_be_identified_are_refused_in_one_line(cell, message):
     with pytest.raises(RequestError, match=message) as caught:
         source_sha256(notebook(cell)["build"], "build")
     assert "put " in str(caught.value)
@@ -235,7 +235,7 @@ def test_a_function_without_source_is_refused():
         sha(names["build"])
 
 
-# Of what is bound
+# Of bound values
 
 
 def make(rate, array=None):

@@ -53,7 +53,7 @@ def test_a_profile_counts_workloads_within_a_factor_of_the_best():
     assert profiles.exact_score(times).tolist() == pytest.approx([4 / 9, 5 / 9, 0])
 
 
-def test_who_needs_no_time_at_all_is_the_best():
+def test_an_optimizer_that_needs_no_time_at_all_is_the_best():
     ratios = profiles.ratios(pd.DataFrame({"w": [0.0, 0.0, 5.0]}, list("abc")))
     assert ratios["w"].tolist() == [1, 1, np.inf]
 
@@ -125,7 +125,7 @@ def test_optimizers_without_the_others_seeds_have_their_own():
     rows = sample("a", "w", [1.0, 2.0, 3.0]) + sample("b", "w", [5.0]) + sample("b", "v", [np.nan])
     table = profiles.score_intervals(pd.DataFrame(rows), resamples=200)
     assert table["n"].to_dict() == {"a": 0, "b": 1}
-    assert table.loc["a", ["score", "low", "high"]].tolist() == [0.5, 0.5, 0.5], "nobody solved v"
+    assert table.loc["a", ["score", "low", "high"]].tolist() == [0.5, 0.5, 0.5], "no optimizer solved v"
 
 
 def test_each_optimizer_enters_with_its_best_configuration(tmp_path):

@@ -1,4 +1,4 @@
-"""Which pixels teacher and student got: the teachers here say what they saw."""
+"""Which pixels teacher and student see: the teachers here return their inputs."""
 
 import jax
 import jax.numpy as jnp

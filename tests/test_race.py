@@ -49,7 +49,7 @@ def test_each_trial_has_each_place_equally_often_and_all_its_segments(count, fir
         assert all(at_place.count(number) == rounds // count for number in range(count))
 
 
-def test_whoever_is_ahead_in_steps_waits():
+def test_the_trial_ahead_in_steps_waits():
     """Segments of 4 steps against segments of 1: never a segment apart."""
     at = [0, 0]
     for number, progress in race.interleave([lane(range(0, 41, 4)), lane(range(41))]):
@@ -58,7 +58,7 @@ def test_whoever_is_ahead_in_steps_waits():
     assert at == [40, 40]
 
 
-def test_who_ends_early_drops_out_and_the_others_go_on_in_turn():
+def test_a_trial_that_ends_early_drops_out_and_the_others_continue_in_turn():
     seen = list(race.interleave([lane([0, 3]), lane(range(9)), lane(range(9))]))
     rest = [n for n, at in seen if at.step > 3]
     assert sorted(rest) == [1] * 5 + [2] * 5
@@ -66,13 +66,13 @@ def test_who_ends_early_drops_out_and_the_others_go_on_in_turn():
     assert abs(firsts.count(1) - firsts.count(2)) <= 1
 
 
-def test_trouble_of_the_machine_leaves_the_ratio_of_interleaved_trials():
+def test_machine_slowdowns_do_not_change_the_ratio_of_interleaved_trials():
     """A machine that is up to four times slower for a while, on and off, at random."""
     rng = np.random.default_rng(0)
     slowness = np.repeat(rng.uniform(1, 4, 400), rng.integers(3, 40, 400))
 
     def seconds(order):
-        """What the two spend, if they use the machine in this order."""
+        """The ratio of the times of both, if they use the machine in this order."""
         spent = [0.0, 0.0]
         for moment, number in enumerate(order):
             spent[number] += slowness[moment]
@@ -95,7 +95,7 @@ def test_turns_are_as_short_as_asked_for(tiny, tmp_path):
     assert [at.step for at in iterate(trial, tmp_path, longest=0.0)] == list(range(13))
 
 
-def test_a_miss_is_told_and_bounds_the_ratio(tmp_path):
+def test_a_miss_is_reported_and_bounds_the_ratio(tmp_path):
     """At even steps of 25 and 0.1 s: FAST is at the target after 25 steps, SLOW after 75."""
     for seed in range(4):
         write(tmp_path / "base", "adam", seed, SLOW if seed < 3 else NEVER)
@@ -149,7 +149,7 @@ def test_an_optimizer_against_itself_takes_the_same_steps_to_the_same_bits(comma
     assert len(list(folder.parent.iterdir())) == 2, "other rivals, another race: adam runs again"
 
 
-def test_interrupted_all_save_and_the_same_command_resumes_and_tells(
+def test_interrupted_all_save_and_the_same_command_resumes_and_reports_it(
     command, tiny_task, tmp_path, monkeypatch
 ):
     words = ["--task", "tiny", "--opt", "adam", "--opt", "sgd", "--seeds", "1"]

@@ -1,4 +1,4 @@
-"""Ratios of times: Student's interval where nobody is censored, and what is left where some are."""
+"""Ratios of times: Student's interval if none is censored, and what remains of it if some are."""
 
 import numpy as np
 import pytest
@@ -45,7 +45,7 @@ def test_unpaired_and_without_misses_it_is_welchs():
 @pytest.mark.parametrize("pairing", [ratio.paired, ratio.unpaired])
 @pytest.mark.parametrize("seed", range(8))
 def test_with_misses_it_is_all_that_the_test_by_hand_does_not_reject(pairing, seed):
-    """Times the ratio, cut at what both were watched for, without who is cut twice, a t-test."""
+    """A t-test of times scaled by the ratio and cut where both were watched, without double cuts."""
     rng = np.random.default_rng(seed)
     base, other = draw(rng, 6 + seed, speedup=1.3, horizon=1100)
     assert np.isnan(base.reached).any()
@@ -75,7 +75,7 @@ def test_with_misses_it_is_all_that_the_test_by_hand_does_not_reject(pairing, se
 
 @pytest.mark.parametrize("horizon", [np.inf, 1100, 800])
 @pytest.mark.parametrize("pairing", [ratio.paired, ratio.unpaired])
-def test_who_is_called_the_baseline_does_not_matter(pairing, horizon):
+def test_the_choice_of_the_baseline_does_not_matter(pairing, horizon):
     base, other = draw(np.random.default_rng(1), 7, horizon=horizon)
     forth, back = pairing(base, other), pairing(other, base).inverse()
     assert forth[:5] == pytest.approx(back[:5], rel=1e-6)
@@ -88,7 +88,7 @@ def test_the_unit_of_time_does_not_matter():
     assert ratio.paired(base, other)[:4] == pytest.approx(ratio.paired(*in_hours)[:4], rel=1e-9)
 
 
-def test_a_miss_says_at_least_and_leaves_the_interval_open():
+def test_a_miss_gives_at_least_and_leaves_the_interval_open():
     never = Times(np.full(5, NAN), np.full(5, 1000.0))
     early = Times(np.array([300.0, 310, 320, 330, 340]), np.full(5, 1000.0))
     found = ratio.paired(never, early)
@@ -102,7 +102,7 @@ def test_a_miss_says_at_least_and_leaves_the_interval_open():
     assert found.inverse().low == 0
 
 
-def test_of_nobody_at_the_target_nothing_is_said():
+def test_without_a_trial_at_the_target_there_is_no_estimate():
     never = Times(np.full(5, NAN), np.full(5, 1000.0))
     assert str(ratio.paired(never, never)) == "-"
     assert str(ratio.paired(*[Times(np.array([]), np.array([]))] * 2)) == "-"

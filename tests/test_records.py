@@ -33,7 +33,7 @@ def test_what_is_written_is_read(tmp_path):
     assert record.errors == []
 
 
-def test_writing_at_a_position_drops_what_stood_there(tmp_path):
+def test_writing_at_a_position_drops_what_followed(tmp_path):
     path = tmp_path / "a.jsonl"
     length = records.append(path, HEADER, at=0)
     records.append(path, measurement(1), measurement(2), at=length)
@@ -52,7 +52,7 @@ def test_writing_at_a_position_drops_what_stood_there(tmp_path):
         b'{"kind": "new"}',
     ],
 )
-def test_damaged_lines_are_told_and_skipped(tmp_path, line):
+def test_damaged_lines_are_reported_and_skipped(tmp_path, line):
     path = tmp_path / "a.jsonl"
     path.write_bytes(records.encode(HEADER) + line + b"\n" + records.encode(measurement(1)))
     record = records.read(path)
@@ -60,7 +60,7 @@ def test_damaged_lines_are_told_and_skipped(tmp_path, line):
     assert [(t.path, t.line) for t in record.errors] == [(path, 2)]
 
 
-def test_a_record_without_header_or_of_another_schema_is_told(tmp_path):
+def test_a_record_without_header_or_of_another_schema_is_reported(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_bytes(records.encode(HEADER | {"schema": 99}))
     assert [t.reason for t in records.read(path).errors] == ["schema 99, not 1", "no header"]
@@ -104,10 +104,10 @@ def test_a_folder_that_cannot_be_written_is_refused_and_a_lock_is_released(tmp_p
     assert list(tmp_path.glob("*.lock")) == []
 
 
-def test_a_lock_on_a_file_that_its_holder_removed_keeps_nobody_out_and_is_not_taken(
+def test_a_lock_on_a_file_that_its_holder_removed_excludes_no_process_and_is_not_taken(
     tmp_path, monkeypatch
 ):
-    """Opened by this process, then removed by the holder that ends, then made anew by a third."""
+    """Opened by this process, then removed by the holder that ends, then recreated by a third."""
     path, flock, third = tmp_path / "a.jsonl", fcntl.flock, []
 
     def too_late(file, operation):
@@ -211,7 +211,7 @@ def test_damaged_checkpoints_are_not_loaded(tmp_path, name, damage):
     assert Checkpoints(tmp_path / "c").restore(state(0)) is None
 
 
-def test_a_ledger_accounts_for_the_wall_time_and_goes_on():
+def test_a_ledger_accounts_for_the_wall_time_and_continues():
     import time
 
     ledger = clock.Ledger()

@@ -52,7 +52,7 @@ def test_it_loads_no_jax():
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
-def test_a_damaged_folder_makes_a_report_that_tells_of_every_fault(tmp_path, run):
+def test_a_damaged_folder_makes_a_report_that_lists_every_fault(tmp_path, run):
     runs = tmp_path / "runs"
     for seed in range(3):
         write(runs, "fast", seed, FAST)
@@ -155,7 +155,7 @@ def everything_of(folder):
     """All but the figures: of three good records and an odd one."""
     found = frames.read(folder)
     assert 3 <= len(found.runs) <= 4
-    assert len(found.runs) == 4 or found.errors, "what is left out is an error"
+    assert len(found.runs) == 4 or found.errors, "a record that is left out is an error"
     ends = trials.trials(found.frame)
     (folder / "out").mkdir()
     report.write_data(found, ends, folder / "out")
@@ -182,7 +182,7 @@ def test_labels_are_different_for_different_configurations(tmp_path):
     assert len(everything)
 
 
-def test_a_seed_that_is_there_twice_counts_once(tmp_path):
+def test_a_seed_that_appears_twice_counts_once(tmp_path):
     for seed in range(3):
         write(tmp_path, "adam", seed, SLOW)
         write(tmp_path, "fast", seed, FAST)
@@ -206,7 +206,7 @@ def test_what_has_not_ended_has_no_end(tmp_path):
     best = trials.best_per_optimizer(ends).set_index("optimizer")
     assert set(best.loc["adam", "status"]) == {"finished"}
     found = matched_quality.matched_quality(ends, "adam").set_index("horizon").loc[400]
-    assert found["bound"] == "at most", "who failed has the KL of an untrained student"
+    assert found["bound"] == "at most", "a failed trial has the KL of an untrained student"
 
 
 def test_a_trial_lost_at_once_is_a_miss_in_seconds_too(tmp_path):
@@ -349,7 +349,7 @@ def test_warnings_are_given_where_they_are_due_and_nowhere_else(tmp_path):
         (["--compare", "runs", "nowhere"], "nowhere: no records there"),
     ],
 )
-def test_bad_input_is_told_in_one_line(tmp_path, run, monkeypatch, words, named):
+def test_bad_input_is_reported_in_one_line(tmp_path, run, monkeypatch, words, named):
     write(tmp_path / "runs", "adam", 0, SLOW)
     monkeypatch.chdir(tmp_path)
     status, _, stderr = run(*words)
@@ -358,7 +358,7 @@ def test_bad_input_is_told_in_one_line(tmp_path, run, monkeypatch, words, named)
     assert stderr.count("\n") == 1
 
 
-def test_a_change_is_told_and_no_change_is_not(tmp_path, run):
+def test_a_change_is_reported_and_no_change_is_not(tmp_path, run):
     rng = np.random.default_rng(0)
 
     falling = [4 * 0.8**i for i in range(21)]
@@ -402,7 +402,7 @@ def test_markdown_shows_names_as_they_are():
     ]
 
 
-def test_a_report_of_many_records_is_small_and_says_what_it_left_out(tmp_path):
+def test_a_report_of_many_records_is_small_and_reports_what_it_left_out(tmp_path):
     """A tenth of the bar of 2,000 records, which benchmarks/results/report_size.py measures."""
     report_size.write_records(tmp_path / "runs", 200, 200, workloads=1)
     out = tmp_path / "report"
@@ -423,4 +423,4 @@ def test_intervals_cover_the_truth_and_equals_are_not_called_different(missing):
     assert 0.93 <= np.mean([case["covers"] for case in cases]) <= 0.97
     assert np.mean([case["A/A called different"] for case in cases]) <= 0.05
     dropped = np.mean([case["dropped and bootstrapped covers"] for case in cases])
-    assert dropped < 0.9, "the usual way covers less than it says, or this test sees nothing"
+    assert dropped < 0.9, "the usual way covers less than it claims, or this test sees nothing"

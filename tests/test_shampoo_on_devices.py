@@ -1,7 +1,7 @@
 """Shampoo with its blocks divided over devices; each test in a process of its own, under a time limit.
 
-Several independent batched eigendecompositions in one program can block for ever on CPU: the
-time limit would tell.
+Several independent batched eigendecompositions in one program can deadlock on CPU: the time limit
+would show that.
 """
 
 import os
@@ -105,5 +105,5 @@ def test_a_device_of_eight_keeps_an_eighth_of_statistics_and_roots():
 
 
 @pytest.mark.parametrize("devices", [1, 8])
-def test_many_steps_of_many_blocks_do_not_block_for_ever(devices):
+def test_many_steps_of_many_blocks_do_not_deadlock(devices):
     child(MANY, devices)

@@ -113,7 +113,7 @@ def test_decoded_images_are_the_encoded_ones(task):
     assert_same(take(2, some_crops(decoded), workers=2), take(2, some_crops(opened.training)))
 
 
-def test_images_that_do_not_fit_are_not_kept(task, monkeypatch):
+def test_images_that_do_not_fit_are_not_cached(task, monkeypatch):
     monkeypatch.setattr(tfds, "_available_memory", lambda: 1_000_000)
     opened = task.source()
     assert tfds.in_memory(opened.training, opened.sha256) is opened.training
@@ -141,10 +141,10 @@ def test_stored_arrays_are_computed_once_and_again_where_damaged(monkeypatch, tm
     assert sorted(p.suffix for p in path.parent.iterdir()) == [".json", ".json", ".npy", ".npy"]
 
 
-# What is not there
+# Missing and invalid data
 
 
-def test_a_data_set_that_is_not_there_is_told_with_the_way_to_get_it(task, monkeypatch, tmp_path):
+def test_a_missing_data_set_is_reported_with_the_command_that_builds_it(task, monkeypatch, tmp_path):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     with pytest.raises(RequestError) as caught:
         task.source()
@@ -163,7 +163,7 @@ def test_a_data_set_in_another_format_is_refused(task, monkeypatch, true_formats
         task.source()
 
 
-def test_a_damaged_description_of_a_data_set_is_told(task, monkeypatch, true_formats, tmp_path):
+def test_a_damaged_description_of_a_data_set_is_reported(task, monkeypatch, true_formats, tmp_path):
     shutil.copytree(true_formats / "data", tmp_path / "data")
     (path,) = (tmp_path / "data").rglob("dataset_info.json")
     path.write_text(path.read_text()[:-40])
@@ -175,13 +175,13 @@ def test_a_damaged_description_of_a_data_set_is_told(task, monkeypatch, true_for
     assert "\n" not in str(caught.value)
 
 
-def test_a_number_of_workers_that_is_none_is_told(monkeypatch):
+def test_an_invalid_number_of_workers_is_reported(monkeypatch):
     monkeypatch.setenv("FUNMATCH_WORKERS", "x")
     with pytest.raises(RequestError, match="FUNMATCH_WORKERS=x: must be a whole number"):
         loader.workers()
 
 
-def test_a_checkpoint_that_is_not_there_is_told_with_its_address(task, monkeypatch, tmp_path):
+def test_a_missing_checkpoint_is_reported_with_its_address(task, monkeypatch, tmp_path):
     monkeypatch.setenv("FUNMATCH_CHECKPOINTS", str(tmp_path))
     with pytest.raises(RequestError) as caught:
         trial_of(task, "adam", "labels").identity()
@@ -201,7 +201,7 @@ def central(task, images):
     return np.stack(views_), np.array([images[i].label for i in range(len(images))])
 
 
-def test_each_protocol_gets_of_the_stream_what_it_asks_for(task):
+def test_each_protocol_gets_what_it_needs_from_the_stream(task):
     opened, params = task.source(), (teachers.load(stand_ins.TEACHER).params,)
     pixels, _ = central(task, opened.training)
     for protocol in PROTOCOLS:
@@ -228,7 +228,7 @@ def test_each_protocol_gets_of_the_stream_what_it_asks_for(task):
 
 
 def test_a_batched_trial_of_a_stream_is_the_trial_alone(task, tmp_path):
-    """Interrupted too, so that the stream goes on in the middle; whatever the student's architecture."""
+    """Interrupted too, so that the stream continues in the middle; with any student architecture."""
     task = dataclasses.replace(task, student=MLP(widths=(16,), classes=102))
     trial, other = (
         trial_of(task, "sgd", steps=4, learning_rate=rate)
@@ -345,7 +345,7 @@ def test_lessons_of_another_form_are_refused():
     assert set(LESSONS) == {"photographs", "flowers", "pets", "food", "sun", "imagenet"}
 
 
-def test_photographs_have_the_form_of_digits_and_are_none():
+def test_photographs_have_the_form_of_digits_but_are_not_digits():
     own, other = TASKS["digits"].arrays(), TASKS["digits-other"].arrays()
     assert other.training.inputs.shape == own.training.inputs.shape
     assert (other.training.inputs.min(), other.training.inputs.max()) == (-1, 1)

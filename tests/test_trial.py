@@ -1,4 +1,4 @@
-"""The loop: what a trial depends on, what interrupts it, what it hands to the optimizer."""
+"""The loop: what a trial depends on, what interrupts it, what it passes to the optimizer."""
 
 import dataclasses
 import json
@@ -41,11 +41,11 @@ def test_lessons_and_first_weights_depend_on_task_and_seed_alone(name, protocol)
 
 
 def test_two_optimizers_at_one_seed_see_bit_identical_lessons(tiny, out):
-    """The lessons that the running trials were taught from, pixel for pixel."""
+    """The lessons that the running trials trained on, pixel for pixel."""
     seen: dict[str, list[np.ndarray]] = {}
 
     def spy(name: str, optimizer) -> Spec:
-        """Keeps the logits of a zero student's gradient: (softmax - teacher) tells the lesson."""
+        """Stores the logits of a zero student's gradient: (softmax - teacher) identifies the lesson."""
 
         def build(total_steps: int, *, learning_rate: float = 0.0):
             def update(grads, state, params=None, **extra):
@@ -102,7 +102,7 @@ def test_resumed_equals_uninterrupted(tiny, tmp_path, monkeypatch, opt, interrup
     assert resumed.end["resumed"] == 2
     assert without_times(resumed) == without_times(whole)
     seconds = [m["train_seconds"] for m in resumed.measurements]
-    assert seconds == sorted(seconds), "the clock goes on"
+    assert seconds == sorted(seconds), "the clock continues"
     assert not list(out.rglob("*.npz")), "a finished trial leaves no checkpoint"
 
 

@@ -110,7 +110,7 @@ def ends(rows):
 def trial(
     seed, learning_rate, final, steps, status="finished", optimizer="adam", mode="min", metric="kl"
 ):
-    """One row of `trials.trials`, as far as these modules look."""
+    """One row of `trials.trials`, with the columns that these modules read."""
     return {
         "task": "t",
         "total_steps": 1000,

@@ -1,4 +1,4 @@
-"""Tasks from users' files: endless tokens, and an autoencoder, under all that holds for tasks."""
+"""Tasks from users' files: endless tokens, and an autoencoder, with everything that holds for tasks."""
 
 import re
 import shutil

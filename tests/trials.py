@@ -36,13 +36,13 @@ def changed(problem: Problem, **fields: Any) -> Problem:
 
 
 def finish(trial: Trial, out: Path, **options: Any) -> records.Record:
-    """Its record, run to the end."""
+    """The record of a trial, which this runs to the end."""
     for _ in iterate(trial, out, **options):
         pass
     return records.read(trial.record_path(out))
 
 
 def without_times(record: records.Record) -> list[dict[str, Any]]:
-    """All that a record holds but for times."""
+    """Everything in a record except times."""
     rows = [record.header, *record.measurements, record.end]
     return [{k: v for k, v in row.items() if k not in TIMES} for row in rows if row]
