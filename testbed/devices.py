@@ -254,7 +254,7 @@ def any_host(value: bool) -> bool:
 
 
 def try_on_all_hosts(action: Callable[[], Result]) -> Result:
-    """The result of `action` on this host; a RequestError on one host is raised on all.
+    """The result of `action` on this host; a RequestError on one host makes all hosts raise one.
 
     Raises:
       RequestError: this host's, or one that reports an error on another host.

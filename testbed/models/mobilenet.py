@@ -96,7 +96,7 @@ class SqueezeExcite(nn.Module):
 
 
 class InvertedResidual(nn.Module):
-    """1x1 to more channels, depthwise, squeeze and excitation, 1x1 to fewer; residual if it fits."""
+    """1x1 to more channels, depthwise, squeeze-excitation, 1x1 to fewer; residual if shapes match."""
 
     row: Bottleneck
 

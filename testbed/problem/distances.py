@@ -1,7 +1,7 @@
 """Distances between functions, from their outputs at one or many positions.
 
 A distance compares a teacher's outputs with a student's. Every function here keeps the positions: for
-outputs [b, classes] it returns [b], for [b, positions, classes] [b, positions]. The loss and
+outputs [b, classes] it returns [b], for [b, positions, classes] it returns [b, positions]. The loss and
 the metrics are means over all of them.
 """
 

@@ -30,7 +30,7 @@ from testbed.problem.task import Task
 Student = Callable[[Params, Array], Array]  # parameters, inputs [b, ...] -> logits [b, ...]
 Evaluate = Callable[[Params], dict[str, float]]
 
-SEED = 2**31  # of training lessons that no trial uses: their seeds are smaller
+SEED = 2**31  # of training lessons that no trial has: trials' seeds are smaller
 LESSONS = 8
 
 

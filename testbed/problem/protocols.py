@@ -28,7 +28,7 @@ class Lesson(NamedTuple):
     """The distillation batch of one step."""
 
     inputs: Array  # [b, ...]: what the student sees
-    logits: Array  # [teachers, b, ...]: the teachers' outputs, and the student's targets
+    logits: Array  # [teachers, b, ...]: the teachers' outputs, which are the student's targets
     temperature: Array  # []: of the distance between the two
 
 

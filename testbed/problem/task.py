@@ -22,7 +22,7 @@ Source = Callable[[], Data] | Stream | Generated
 
 
 class Target(NamedTuple):
-    """A trial reaches it at its first measurement that is at least as good as this."""
+    """A trial reaches the target at its first measurement that is at least this good."""
 
     metric: str
     value: float

@@ -97,7 +97,7 @@ def iterate(
       out: folder of records; the trial's own is `trial.record_path(out)`.
       command: the command line, for the header.
       fresh: delete an earlier record of this trial, and run it again.
-      longest: upper limit for a dispatch in seconds, if less than `loop.DISPATCH`.
+      longest: target limit of a dispatch, in seconds, if less than `loop.DISPATCH`.
       save_params: write the evaluated parameters beside the record, as an .npz that `--init` reads. A
         finished trial without that file is run again.
       diagnose: names of `diagnostics`, to be measured in addition to the scores.

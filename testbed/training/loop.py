@@ -17,7 +17,7 @@ from testbed.problem.task import Task
 from testbed.training.checkpoints import Cadence
 from testbed.training.clock import Ledger
 
-DISPATCH = 0.5  # limit for one dispatch in seconds: the delay until an interrupt is noticed
+DISPATCH = 0.5  # target limit of one dispatch, in seconds: the delay until an interrupt is noticed
 
 
 class Progress(NamedTuple):
@@ -81,7 +81,7 @@ def drive(runner: Runner, due: list[int], longest: float = math.inf) -> Generato
     Args:
       runner: the runner, which starts from its current step.
       due: steps of measurements, ascending; the last is the end.
-      longest: upper limit for a dispatch in seconds, if less than DISPATCH.
+      longest: target limit of a dispatch, in seconds, if less than DISPATCH.
     """
     ledger, cadence, size = runner.ledger, Cadence(), 1
     try:
