@@ -61,9 +61,17 @@ def main() -> None:
     print(f"Report: {args.out}/index.html; tables as .csv, figures as .png, .svg and .pdf beside it")
 
 
+class Parser(argparse.ArgumentParser):
+    """A command line whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Called by argparse; ends with status 2."""
+        refuse(f"error: {message}")
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    p = Parser(description=__doc__.split("\n")[0])
     p.add_argument("records", type=Path, nargs="?", help="folder of records, such as runs")
     p.add_argument("--out", type=Path, default=Path("report"), help="default: report")
     p.add_argument(
@@ -84,7 +92,7 @@ def parser() -> argparse.ArgumentParser:
 
 def refuse(message: str) -> NoReturn:
     """Ends with status 2."""
-    print(f"report.py: {message}", file=sys.stderr)
+    print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
     sys.exit(2)
 
 

@@ -19,11 +19,10 @@ from typing import Any, NamedTuple, Protocol
 import jax
 from tqdm import tqdm
 
-from benchmarks import cli
 from benchmarks.cli import Interrupted
 from benchmarks.jobs import Job, make_trials, run_job
 from benchmarks.runner import interrupts
-from testbed import devices, records
+from testbed import devices, errors, records
 from testbed.errors import RequestError
 from testbed.training.alone import is_finished
 
@@ -62,7 +61,7 @@ def choose(name: str, workers: int | None = None, address: str | None = None) ->
     Raises:
       RequestError: there is no such engine, it is not installed, or its cluster cannot be reached.
     """
-    return cli.choose("--engine", name, ENGINES)(workers, address)
+    return errors.choose("--engine", name, ENGINES)(workers, address)
 
 
 def _find_local(workers: int | None, address: str | None) -> Engine:

@@ -96,7 +96,8 @@ def parser() -> argparse.ArgumentParser:
         "--diagnose",
         metavar="NAME[,NAME...]",
         help="measure these too, off the clock: "
-        f"{', '.join((*diagnostics.DIAGNOSTICS, diagnostics.OWN))} (the optimizer's own counts)",
+        f"{', '.join((*diagnostics.DIAGNOSTICS, diagnostics.OWN))} (the optimizer's own counts); "
+        "finished trials are not run again for it without --fresh",
     )
     loggers.add_option(p, "while trials run")
     p.add_argument("--list", action="store_true", help="show tasks, protocols and optimizers")

@@ -50,7 +50,10 @@ def _processor() -> str:
 
 @functools.cache
 def git() -> dict[str, Any] | None:
-    """Commit of the code and whether it was changed since; None outside a checkout."""
+    """Commit of the code and whether it was changed since; None outside a checkout.
+
+    A package that is installed below somebody else's checkout is not part of it.
+    """
     folder = Path(__file__).parent
 
     def ask(*words: str) -> str:
@@ -58,6 +61,7 @@ def git() -> dict[str, Any] | None:
         return subprocess.run(call, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
+        ask("ls-files", "--error-unmatch", Path(__file__).name)
         return {"commit": ask("rev-parse", "HEAD"), "dirty": bool(ask("status", "--porcelain"))}
     except (OSError, subprocess.CalledProcessError):
         return None

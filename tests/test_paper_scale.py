@@ -207,9 +207,9 @@ def test_a_student_starts_from_a_checkpoint(launch, whole, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--devices", "3"], "--devices 3: there are 1"),
+        (["--devices", "3"], "--devices 3: this machine has 1; choose 1 to 1"),
         (["--init", "nowhere.npz"], "--init nowhere.npz: cannot be read"),
-        (["--lessons-from", "photographs"], "it can have flowers, pets"),
+        (["--lessons-from", "photographs"], "choose one of flowers, pets"),
         (["--hosts", "auto"], "give HOST:PORT"),
         (["--processes", "2"], "they need --hosts"),
         (["--fresh-head"], "it needs --init"),

@@ -424,3 +424,9 @@ def test_intervals_cover_the_truth_and_equals_are_not_called_different(missing):
     assert np.mean([case["A/A called different"] for case in cases]) <= 0.05
     dropped = np.mean([case["dropped and bootstrapped covers"] for case in cases])
     assert dropped < 0.9, "the usual way covers less than it claims, or this test sees nothing"
+
+
+def test_bad_options_are_one_line_and_status_2(command, tmp_path):
+    status, stdout, stderr = command(report, "--nonsense")
+    assert (status, stdout) == (2, "")
+    assert stderr == "report.py: error: unrecognized arguments: --nonsense\n"
