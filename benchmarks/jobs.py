@@ -55,7 +55,7 @@ def make_trials(job: Job) -> list[Trial]:
     """
     if job.batched:
         devices.use_cores(job.task["devices"])
-    problem = _problem(tuple(sorted(job.task.items())))
+    problem = _problem(tuple(sorted(job.task.items())), _modified(job.task["task"]))
     return [
         make_trial(
             problem,
@@ -70,15 +70,20 @@ def make_trials(job: Job) -> list[Trial]:
 
 
 @functools.cache
-def _problem(options: tuple[tuple[str, Any], ...]) -> Problem:
+def _problem(options: tuple[tuple[str, Any], ...], modified: int) -> Problem:
     """The same object each time, with its data and programs."""
+    del modified  # part of the cache's key
     return choose_problem(argparse.Namespace(**dict(options))).problem
+
+
+def _modified(path: str) -> int:
+    """When a file was last modified, in nanoseconds; 0 for what is not a file."""
+    return Path(path).stat().st_mtime_ns if Path(path).is_file() else 0
 
 
 def _find(opt: str) -> Spec:
     """`registry.find`, but the same each time until its file changes: programs are compiled once."""
-    path = Path(opt)
-    return _found(opt, path.stat().st_mtime_ns if path.is_file() else 0)
+    return _found(opt, _modified(opt))
 
 
 @functools.cache

@@ -61,7 +61,7 @@ def main() -> None:
     devices.use()
     task = dataclasses.replace(task, precision=choose_precision(args.precision, task))
     open_problem(task, args.protocol).prepare()
-    print(f"{task.name} is ready: {invocation('run')} --task {task.name} --opt adam")
+    print(f"{task.name} is ready: {invocation('run')} --task {args.task} --opt adam")
 
 
 def fetch(teacher: NetworkTeacher | ExactTeacher) -> None:
@@ -94,7 +94,7 @@ def check_data(task: Task) -> str:
     """Reads the data set's first image; says what is missing, or nothing."""
     if not task.streamed:
         task.data_sha256()  # reads them
-        print(f"data of {task.name}: {'generated' if task.generated else 'bundled'}")
+        print(f"data of {task.name}: {'generated' if task.generated else 'in memory'}")
         return ""
     try:
         opened = task.stream()()

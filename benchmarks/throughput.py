@@ -45,7 +45,7 @@ from testbed.errors import RequestError
 from testbed.problem.lessons import TrainingData, make_keys, teacher_logits
 from testbed.problem.problem import Problem
 from testbed.problem.protocols import Lesson
-from testbed.problem.source import Source, always
+from testbed.problem.source import constant_source
 from testbed.problem.task import Task
 from testbed.training.compile import compile_init, make_functions, program_key
 from testbed.training.optimizer import all_static, from_spec
@@ -148,12 +148,12 @@ def make_pieces(problem: Problem, opt: str, total_steps: int) -> dict[str, Piece
     def teacher(params: Any, views: Any) -> Any:
         return teacher_logits(task, params, views)
 
-    taught = matrix_flops(teacher, data.teachers, lesson.inputs)
-    learned = 3 * matrix_flops(functions.student, state.params, lesson.inputs)
+    teacher_flops = matrix_flops(teacher, data.teachers, lesson.inputs)
+    student_flops = 3 * matrix_flops(functions.student, state.params, lesson.inputs)
     pieces = {
-        "whole step": Piece(whole, (state, data), taught + learned),
-        "teacher": Piece(teacher, (data.teachers, lesson.inputs), taught),
-        "student": Piece(student, (state.params, lesson), learned),
+        "whole step": Piece(whole, (state, data), teacher_flops + student_flops),
+        "teacher": Piece(teacher, (data.teachers, lesson.inputs), teacher_flops),
+        "student": Piece(student, (state.params, lesson), student_flops),
     }
     if opt not in ("sam", "lbfgs", "sgd_line_search", "sophia"):  # they compute more gradients
         cost = matrix_flops(optimizer, grads, state)
@@ -214,7 +214,7 @@ def synthetic_problem(task: Task) -> Problem:
     labels = np.zeros(len(pixels), np.int32)
     arrays = (devices.from_process_local(array, sharded) for array in (pixels, labels))
     data = TrainingData(tuple(params), *arrays)
-    source = Source(len(pixels), data, always(data), dict)
+    source = constant_source(len(pixels), data, dict)
     return Problem(task, "function_matching", devices.mesh(), lambda: source)
 
 

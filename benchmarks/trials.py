@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -135,12 +134,7 @@ def make_init(args: argparse.Namespace) -> InitCheckpoint | None:
         if args.fresh_head:
             raise RequestError("--fresh-head: it needs --init PATH; students start with one anyway")
         return None
-    try:
-        with args.init.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise RequestError(f"--init {args.init}: cannot be read ({error.strerror})") from error
-    return InitCheckpoint(args.init, sha256, args.fresh_head)
+    return InitCheckpoint.read(args.init, fresh_head=args.fresh_head)
 
 
 def hyperparameters(

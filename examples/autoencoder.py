@@ -31,7 +31,7 @@ def load() -> Data:
         return np.exp(-60 * (np.cos(angle) * (x - offset) + np.sin(angle) * (y - offset)) ** 2)
 
     parts = [Part(np.maximum(strokes(n), strokes(n)).astype(np.float32)) for n in (512, 128, 128)]
-    return Data(*parts, sha256="strokes, seed 2026, version 1")
+    return Data(*parts)
 
 
 def smooth() -> np.ndarray:
@@ -62,7 +62,7 @@ class Autoencoder(nn.Module):
 
 
 def blend(key: Array, images: Array) -> Array:
-    """Each image with its neighbour in the batch, by the lighter pixel or mixed: mixup for strokes."""
+    """Each image with its neighbour in the batch, mixed by a share of its own."""
     a = jax.random.uniform(key, (len(images), 1, 1))
     return a * images + (1 - a) * jnp.roll(images, 1, axis=0)
 

@@ -94,15 +94,6 @@ def configure(spec: Spec, given: Mapping[str, str]) -> dict[str, Any]:
     return values
 
 
-def source_sha256(spec: Spec) -> str:
-    """SHA-256 of the source that determines the optimizer.
-
-    Raises:
-      RequestError: no such checksum can be made; the message says what to do.
-    """
-    return plugins.source_sha256(spec.build, f"--opt {spec.name}")
-
-
 def _spec_of(module: ModuleType, name: str) -> Spec:
     spec = getattr(module, "SPEC", None)
     return spec if isinstance(spec, Spec) else Spec(name=name, build=module.build)

@@ -1,7 +1,8 @@
 """The one error that a command turns into one line and exit status 2."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TypeVar
 
 Value = TypeVar("Value")
@@ -29,3 +30,17 @@ def choose(option: str, name: str, among: Mapping[str, Value], otherwise: str = 
             f"{option} {name}: unknown; did you mean {near!r}? Choices: {', '.join(among)}{otherwise}"
         )
     return among[name]
+
+
+@contextmanager
+def refusing(what: str) -> Iterator[None]:
+    """Inside this context, every error becomes a RequestError that begins with `what`."""
+    try:
+        yield
+    except RequestError as error:
+        raise RequestError(f"{what}: {error}") from error
+    except Exception as error:
+        message = " ".join(str(error).split())
+        raise RequestError(
+            f"{what}: {type(error).__name__}: {message[:300]}; --debug shows where"
+        ) from error

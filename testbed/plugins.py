@@ -415,7 +415,7 @@ def _is_installed(file: Path) -> bool:
 def _is_of_a_package(module: str) -> bool:
     """Whether a module is installed, in the standard library or built in; False for FOLLOWED ones."""
     top = module.partition(".")[0]
-    if top in FOLLOWED or module == "__main__":
+    if top in FOLLOWED | OURS or module == "__main__":
         return False
     if top in sys.stdlib_module_names:
         return True

@@ -1,11 +1,13 @@
 """The public API: what a notebook does, what is identified, what is written and what is not."""
 
+import dataclasses
 import json
 import linecache
 import re
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +17,7 @@ import pytest
 
 import testbed
 from docs import make_api
-from testbed import TASKS, RequestError, Trial, open_problem, run, train
+from testbed import RequestError, Trial, open_problem, run, train
 from tests.trials import finish, trial_of, without_times
 
 ROOT = Path(__file__).parents[1]
@@ -75,10 +77,21 @@ def test_an_optimizer_can_be_given_in_any_form(tiny, tmp_path, optimizer):
 
 
 def test_a_value_that_is_not_an_optimizer_is_refused_in_one_line(tiny):
-    with pytest.raises(RequestError, match="give an optax transformation, a function build"):
+    with pytest.raises(RequestError, match=r"give an optax transformation such as optax.adam\(0.01\)"):
         Trial(open_problem(tiny), 3, 20)
+    with pytest.raises(RequestError, match="give an optax transformation such as"):
+        Trial(open_problem(tiny), optax.adam, 20)  # total_steps would be its learning rate
     with pytest.raises(RequestError, match="did you mean 'adam'"):
         Trial(open_problem(tiny), "adan", 20)
+    for steps, seed, message in ((0, 0, "total_steps 0"), (20, -1, "seed -1"), (20, 2**31, "seed 2147")):
+        with pytest.raises(RequestError, match=message):
+            Trial(open_problem(tiny), "adam", steps, seed)
+
+
+def test_trials_of_one_transformation_share_their_programs(tiny):
+    adam = optax.adam(0.01)
+    one, two = (Trial(open_problem(tiny), adam, 20, seed) for seed in (0, 1))
+    assert one.compile() is two.compile()
 
 
 def test_a_transformation_is_identified_by_what_it_computes(tiny):
@@ -118,13 +131,9 @@ def test_a_transformation_that_calls_back_into_python_is_refused(tiny):
 
 def test_saved_parameters_are_those_that_init_reads(tiny, tmp_path):
     """A student that starts from the evaluated parameters begins where the first one ended."""
-    from testbed.training.trial import InitCheckpoint
-
     record = run(trial_of(tiny, "schedule_free"), tmp_path, save_params=True)
     path = record.path.with_suffix(".npz")
-    second = Trial(
-        open_problem(tiny), "sgd", 10, init=InitCheckpoint(path, "of this file", fresh_head=False)
-    )
+    second = Trial(open_problem(tiny), "sgd", 10, init=path)
     start, end = train(second).measurements[0], record.measurements[-1]
     assert start["validation_kl"] == pytest.approx(end["validation_kl"], rel=1e-6)
     path.unlink()
@@ -134,11 +143,25 @@ def test_saved_parameters_are_those_that_init_reads(tiny, tmp_path):
 
 
 def test_problems_are_opened_on_the_devices_in_use(tiny):
-    from jax.sharding import Mesh
+    """Also where they have been opened before: their arrays are elsewhere."""
+    problem = open_problem(dataclasses.replace(tiny))
+    assert problem.source.n == 1020
+    with (
+        mock.patch("testbed.devices.mesh", return_value="other devices"),
+        pytest.raises(ValueError, match="opened on other devices"),
+    ):
+        train(Trial(problem, "adam", 10))
 
-    problem = open_problem(TASKS["digits"])
-    with pytest.raises(ValueError, match="opened on other devices"):
-        type(problem)(tiny, "labels", Mesh(np.array(jax.devices()[:1]), ("x",)), dict).source  # noqa: B018
+
+def test_a_run_again_that_fails_leaves_the_finished_record(tiny, tmp_path):
+    trial = trial_of(tiny)
+    before = finish(trial, tmp_path).path.read_bytes()
+    with (
+        mock.patch("testbed.training.alone.loop.drive", side_effect=MemoryError),
+        pytest.raises(MemoryError),
+    ):
+        finish(trial, tmp_path, fresh=True)
+    assert trial.record_path(tmp_path).read_bytes() == before
 
 
 def cells(path: Path) -> list[str]:

@@ -14,7 +14,7 @@ import dataclasses, sys
 from pathlib import Path
 import jax, numpy as np
 from testbed import devices, records
-from testbed.problem import lessons, problem
+from testbed.problem import lessons, problem, source
 from testbed.tasks import TASKS
 from testbed.training.alone import iterate
 from tests.trials import trial_of
@@ -48,6 +48,7 @@ def sizes(trial):
 
 def measure(name):
     problem._open.cache_clear()
+    source.place_teachers.cache_clear()
     trial = trial_of(task, steps=20, learning_rate=1e-3)
     return curve(trial, name), sizes(trial), trial.compile().checkpointed
 

@@ -15,6 +15,7 @@ from testbed import records
 from testbed.errors import RequestError
 from testbed.training.batch import iterate_batch
 from testbed.training.checkpoints import Checkpoints
+from testbed.training.optimizer import from_spec
 from tests.trials import finish, trial_of
 
 STEPS = 30
@@ -281,9 +282,9 @@ def test_any_importable_function_and_any_file(tmp_path: Path):
     )
     one = registry.find(str(file))
     assert (one.name, registry.defaults(one)) == ("mine", {"learning_rate": 0.1})
-    before = registry.source_sha256(one)
+    before = from_spec(one).sha256
     file.write_text(file.read_text() + "# changed\n")
-    assert registry.source_sha256(registry.find(str(file))) != before
+    assert from_spec(registry.find(str(file))).sha256 != before
 
 
 @pytest.mark.parametrize(

@@ -289,7 +289,7 @@ def test_functions_of_installed_packages_enter_by_name_and_version(monkeypatch):
 
 
 def test_every_registered_optimizer_has_a_checksum_of_its_own():
-    found = {registry.source_sha256(spec) for spec in registry.registered().values()}
+    found = {source_sha256(spec.build, spec.name) for spec in registry.registered().values()}
     assert len(found) == len(registry.registered())
 
 

@@ -194,7 +194,6 @@ def test_run_id_depends_on_all_that_determines_the_trial(tiny):
                 {"student": TASKS["digits"].student},
                 {"mix": None},
                 {"augment": dataclasses.replace(tiny.augment, rotation=6.0)},
-                {"sha256": "of a file"},
             )
         ),
     ]

@@ -1,17 +1,25 @@
 """Tasks from users' files: endless tokens, and an autoencoder, with everything that holds for tasks."""
 
+import dataclasses
+import functools
+import linecache
 import re
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from analysis import frames, report
 from benchmarks import run
-from testbed import metrics, records
+from testbed import ExactTeacher, Generated, Score, Target, metrics, records, teachers
 from testbed.errors import RequestError
+from testbed.models.mlp import MLP
 from testbed.problem.problem import fitting, open_problem
 from testbed.problem.protocols import PROTOCOLS
 from testbed.tasks import TASKS, find
@@ -19,7 +27,8 @@ from testbed.training.alone import iterate
 from testbed.training.batch import iterate_batch
 from tests.trials import finish, trial_of, without_times
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
 FILES = {"tokens": EXAMPLES / "tokens.py", "strokes": EXAMPLES / "autoencoder.py"}
 FITTING = {
     "tokens": ["function_matching", "labels"],
@@ -123,6 +132,89 @@ def test_a_changed_file_is_another_task(tmp_path):
         path.write_text(version)
         ids.add(open_problem(find(str(path))).fingerprint)
     assert len(ids) == 2
+
+
+def cell(text: str, **names: object) -> dict[str, object]:
+    """What a notebook's cell defines, where `inspect` finds its source."""
+    name = f"<cell {hash(text)}>"
+    linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
+    exec(compile(text, name, "exec"), space := {"__name__": "__main__", **names})  # noqa: S102
+    return space
+
+
+def test_an_edited_function_of_a_notebook_is_another_task(tiny):
+    """Whatever of the task it is: mixing, drawing, scoring, a network's activation, its teacher."""
+    ids = []
+    for factor in (1, 2, 1):
+        text = f"def edited(*given):\n    return {factor} * given[-1]\n"
+        edited = cell(text)["edited"]
+        network = nn.Sequential([nn.Dense(4), edited])
+        changes = (
+            {"mix": edited},
+            {"source": Generated(edited)},
+            {"source": Generated(len, held_out=factor)},
+            {"scores": {"mine": Score("views", edited)}},
+            {"student": network},
+            {"teachers": (ExactTeacher("exact", edited),)},
+            {"augment": functools.partial(edited, factor)},
+        )
+        tasks = [dataclasses.replace(tiny, **change) for change in changes]
+        ids.append([task.fingerprint(()) for task in tasks])
+    assert ids[0] == ids[2]
+    for one, other in zip(ids[0], ids[1], strict=True):
+        assert one != other
+    assert len({*ids[0], *ids[1]}) == 2 * len(ids[0])
+
+
+def test_a_task_that_does_not_fit_together_is_refused_in_one_line(tasks, tiny, tmp_path):
+    """Named as the task's, not as the optimizer's; before anything is written."""
+    narrow = dataclasses.replace(tiny, student=MLP(widths=(4,), classes=3))
+    unmeasured = dataclasses.replace(tiny, target=Target("validation_acuracy", 0.9, "max"))
+    unlabelled = dataclasses.replace(tasks["strokes"], target=Target("validation_accuracy", 0.9, "max"))
+    for task, message in (
+        (narrow, r"task tiny: the student's logits have the shape \(32, 3\), the teachers' \(32, 10\)"),
+        (
+            unmeasured,
+            "task tiny: its target validation_acuracy is not measured; choose one of train_loss",
+        ),
+        (unlabelled, "task strokes: its target validation_accuracy is not measured"),
+    ):
+        with pytest.raises(RequestError, match=message) as caught:
+            finish(trial_of(task), tmp_path)
+        assert "\n" not in str(caught.value)
+    assert not list(tmp_path.rglob("*.jsonl"))
+    with pytest.raises(RequestError, match="it needs a horizon, and teachers of different names"):
+        dataclasses.replace(tiny, horizons={})
+    with pytest.raises(RequestError, match="teacher mine: it has no weights; give it path="):
+        teachers.load(dataclasses.replace(tiny.teachers[0], name="mine"))
+
+
+def test_killed_and_resumed_a_task_from_a_file_ends_with_the_same_bits(tmp_path):
+    words = ["benchmarks/run.py", "--task", FILES["strokes"], "--opt", "adam", "--steps", "6000"]
+    command = [sys.executable, *map(str, words), "--out"]
+    subprocess.run([*command, tmp_path / "whole"], cwd=ROOT, check=True, capture_output=True)
+    process = subprocess.Popen(
+        [*command, tmp_path / "killed"], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    while not list(tmp_path.rglob("*.checkpoint/*/meta")) and process.poll() is None:
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    subprocess.run([*command, tmp_path / "killed"], cwd=ROOT, check=True, capture_output=True)
+    (whole,), (killed,) = (records.read_folder(tmp_path / name) for name in ("whole", "killed"))
+    assert killed.end["resumed"] == 1
+    assert without_times(killed) == without_times(whole)
+
+
+def test_workers_of_a_sweep_find_a_task_from_a_relative_path(tmp_path):
+    shutil.copy(FILES["strokes"], tmp_path / "my_task.py")
+    words = ("--task", "my_task.py", "--opt", "sgd", "--trials", 2, "--seeds", 1, "--steps", 10)
+    where = ("--engine", "slurm", "--address", "local", "--workers", 1)
+    command = [sys.executable, ROOT / "benchmarks" / "sweep.py", *words, *where]
+    done = subprocess.run([*map(str, command)], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "sgd: best of 2" in done.stdout
+    assert len(records.paths(tmp_path / "runs")) == 4
 
 
 @pytest.mark.parametrize(

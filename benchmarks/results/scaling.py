@@ -81,8 +81,7 @@ def compile_step(args: Any) -> str:
     problem, optimizer = unopened(args.task, args.precision), from_spec(registry.find(args.opt))
     steps = next(iter(problem.task.horizons.values()))
     key = program_key(problem, optimizer, steps, all_static(optimizer), from_init=False)
-    functions, shapes = make_functions(key), problem.lesson_shapes
-    assert shapes, "known before anything is traced"
+    functions, _ = make_functions(key), problem.lesson_shapes  # opened before anything is traced
     keys = jax.eval_shape(split_seeds, 0, 0)
     keys = placed(keys, jax.tree.map(lambda _: devices.replicated(), keys))
     begin = compile_init(functions.init, keys, {}, None)
@@ -101,7 +100,7 @@ def unopened(name: str, precision: str) -> Any:
 
     from testbed import devices, teachers
     from testbed.problem.problem import Problem
-    from testbed.problem.source import Source, always
+    from testbed.problem.source import constant_source
     from testbed.problem.streaming import shapes_of_batches
     from testbed.tasks import TASKS
 
@@ -110,7 +109,7 @@ def unopened(name: str, precision: str) -> Any:
     shapes = [teachers.shapes(teacher.network, teacher.inputs) for teacher in networks]
     params = tuple(placed(of_one, devices.parameters(of_one)) for of_one in shapes)
     data = shapes_of_batches(task, frozenset(), params)
-    source = Source(None, data, always(data), dict)
+    source = constant_source(None, data, dict)
     return Problem(task, "function_matching", devices.mesh(), lambda: source)
 
 

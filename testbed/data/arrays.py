@@ -32,7 +32,7 @@ class Data(NamedTuple):
     training: Part
     validation: Part
     test: Part
-    sha256: str
+    sha256: str = ""  # as recorded; default: that of the arrays
 
 
 class Generated(NamedTuple):

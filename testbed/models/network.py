@@ -1,6 +1,7 @@
 """What the testbed needs to know about a network (a stateless flax.linen module)."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from flax import linen as nn
@@ -25,9 +26,20 @@ def in_precision(network: nn.Module, precision: str) -> nn.Module:
     return network.clone(dtype=precision) if has_precision(network) else network
 
 
-def describe(network: nn.Module) -> str:
-    """Its class and fields, for a fingerprint."""
-    return f"{type(network).__name__}{sorted(fields_of(network).items())}"
+def parts_of(value: Any) -> Any:
+    """A network, or what contains networks, as dictionaries of classes and fields: for a checksum.
+
+    Its repr depends on flax's version and may hold addresses, its fields do not.
+    """
+    if isinstance(value, nn.Module):
+        names = (f.name for f in dataclasses.fields(value) if f.name not in ("parent", "name"))
+        fields = {name: parts_of(getattr(value, name)) for name in names}
+        return {"class": type(value), **fields}
+    if isinstance(value, tuple | list):
+        return [parts_of(part) for part in value]
+    if isinstance(value, Mapping):
+        return {key: parts_of(part) for key, part in value.items()}
+    return value
 
 
 def apply(network: nn.Module, params: Any, inputs: Any) -> Any:

@@ -1,8 +1,8 @@
 """Distances between functions, from their outputs at one or many positions.
 
-A distance compares a teacher's outputs with a student's. Every function here keeps the positions: for
-outputs [b, classes] it returns [b], for [b, positions, classes] it returns [b, positions]. The loss and
-the metrics are means over all of them.
+A distance compares a teacher's outputs with a student's, at each position: of outputs [b, classes] the
+categorical one makes [b], of [b, positions, classes] it makes [b, positions]; the Bernoulli one has a
+variable for each output, [b, ...] -> [b, ...]. The loss and the metrics are means over all positions.
 """
 
 from collections.abc import Callable

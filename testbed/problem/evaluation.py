@@ -105,8 +105,18 @@ def table_of(task: Task) -> dict[str, Score]:
     return {
         name: score
         for name, score in {**SCORES, **task.scores}.items()
-        if not (score.needs_labels and task.distance.certain is None)
+        if name in task.scores or not score.needs_labels or task.distance.certain is not None
     }
+
+
+def names(task: Task, held_out: Mapping[str, HeldOut]) -> list[str]:
+    """What is measured of a task, as it stands in records."""
+    return ["train_loss", "train_kl"] + [
+        f"{part}_{name}"
+        for part, examples in held_out.items()
+        for name, score in table_of(task).items()
+        if not (score.needs_labels and examples.central.labels is None)
+    ]
 
 
 def evaluate(task: Task, student: Student, params: Params, data: EvalData) -> dict[str, Array]:

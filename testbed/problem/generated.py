@@ -9,7 +9,7 @@ from testbed import devices
 from testbed.data.arrays import Generated
 from testbed.problem.evaluation import SEED, HeldOut, make_held_out
 from testbed.problem.lessons import TrainingData
-from testbed.problem.source import Source, always, place_teachers, put_replicated
+from testbed.problem.source import Source, constant_source, place_teachers, put_replicated
 from testbed.problem.task import Task
 
 PARTS = ("validation", "test")
@@ -19,7 +19,9 @@ def open_source(task: Task) -> Source:
     """A generator's arrays, on the devices, and its held-out draws."""
     generator = task.source
     assert isinstance(generator, Generated)
-    data = TrainingData(place_teachers(task), generator=put_replicated(generator.arrays()))
+    data = TrainingData(
+        place_teachers(task.teachers, devices.mesh()), generator=put_replicated(generator.arrays())
+    )
 
     def draw(part: int, data: TrainingData) -> HeldOut:
         # Apart from the keys of that seed's lessons, which count up from 0.
@@ -34,4 +36,4 @@ def open_source(task: Task) -> Source:
             for i, name in enumerate(PARTS)
         }
 
-    return Source(None, data, always(data), held_out)
+    return constant_source(None, data, held_out)

@@ -10,13 +10,17 @@ from testbed import devices
 from testbed.problem.evaluation import HeldOut, make_held_out
 from testbed.problem.lessons import Params, TrainingData, teacher_logits
 from testbed.problem.protocols import PROTOCOLS
-from testbed.problem.source import Source, always, place_teachers, put_replicated
+from testbed.problem.source import Source, constant_source, place_teachers, put_replicated
 from testbed.problem.task import Task
 
 
 def open_source(task: Task, protocol: str) -> Source:
     """The arrays of a task, on the devices."""
-    arrays, params, replicated = task.arrays(), place_teachers(task), devices.replicated()
+    arrays, params, replicated = (
+        task.arrays(),
+        place_teachers(task.teachers, devices.mesh()),
+        devices.replicated(),
+    )
     training, validation, test = (put_replicated(part) for part in arrays[:3])
 
     def central(params: tuple[Params, ...], inputs: Array) -> Array:
@@ -31,4 +35,4 @@ def open_source(task: Task, protocol: str) -> Source:
         prepare = jax.jit(functools.partial(make_held_out, task), out_shardings=replicated)
         return {"validation": prepare(params, *validation), "test": prepare(params, *test)}
 
-    return Source(len(arrays.training.inputs), data, always(data), held_out)
+    return constant_source(len(arrays.training.inputs), data, held_out)

@@ -12,7 +12,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from testbed import devices, teachers
-from testbed.errors import RequestError, choose
+from testbed.errors import RequestError, choose, refusing
 from testbed.models import network
 from testbed.problem import evaluation, generated, in_memory, protocols, streaming
 from testbed.problem.evaluation import EvalData, Evaluate, HeldOut, Student
@@ -42,14 +42,12 @@ class Problem:
 
     def init(self, key: Array) -> Params:
         """First weights: nested dictionaries of arrays."""
-        assert self.lesson_shapes, "known before anything is traced"
+        _ = self.lesson_shapes  # opens the data before anything is traced
         return jax.jit(functools.partial(self.init_with, self.network))(key)
 
     def lesson(self, seed: int, step: int) -> Lesson:
         """A step's lesson, the same for every optimizer: inputs [b, ...], logits [teachers, b, ...]."""
-        data = self.source.data
-        if self.task.streamed:
-            data, _ = next(self.source.batches(seed, step))
+        data = self.source.batch_at(seed, step)
         return self._lesson(data, make_keys(seed).lessons, jnp.int32(step))
 
     def loss(self, params: Params, lesson: Lesson) -> Array:
@@ -69,9 +67,26 @@ class Problem:
         return make_lesson(self.task, self.protocol, data, key, step)
 
     def prepare(self) -> None:
-        """Computes now what is computed once and cached, such as the teachers' held-out logits."""
-        if self.eval_data is None:
-            self._streamed_eval  # noqa: B018
+        """Computes now what is computed once and cached, such as the teachers' held-out logits.
+
+        Raises:
+          RequestError: the task does not fit together; the message names the task.
+        """
+        with refusing(f"task {self.task.name}"):
+            lesson, data = self.lesson_shapes, self.eval_data
+            key = jax.eval_shape(jax.random.key, 0)
+            params = jax.eval_shape(functools.partial(self.init_with, self.network), key)
+            jax.eval_shape(self.loss, params, lesson)
+            if data:
+                scores = functools.partial(evaluation.evaluate, self.task, self.logits)
+                jax.eval_shape(scores, params, data)
+            held_out = data.held_out if data else self._streamed_eval[0]
+            measured = evaluation.names(self.task, held_out)
+            if self.task.target.metric not in measured:
+                raise RequestError(
+                    f"its target {self.task.target.metric} is not measured; choose one of "
+                    f"{', '.join(measured)}"
+                )
 
     # What `testbed.training` needs in addition.
 
@@ -80,11 +95,15 @@ class Problem:
         """The student, in the task's precision."""
         return network.in_precision(self.task.student, self.task.precision)
 
-    @functools.cached_property
+    @property
     def source(self) -> Source:
         """The data, opened at the first use."""
         if self.mesh != devices.mesh():
             raise ValueError("the problem was opened on other devices; call open_problem on these")
+        return self._source
+
+    @functools.cached_property
+    def _source(self) -> Source:
         return self.open_source()
 
     @functools.cached_property
@@ -110,14 +129,10 @@ class Problem:
         """The evaluation, compiled for parameters of these shapes."""
         if self.eval_data is not None:
             return evaluation.compile_whole(self.task, student, params, self.eval_data)
-        source = self.source
+        held_out, training = self._streamed_eval
+        shapes = self.source.data
         return evaluation.compile_batched(
-            self.task,
-            self.protocol,
-            student,
-            params,
-            *self._streamed_eval,
-            source.data,
+            self.task, self.protocol, student, params, held_out, training, shapes
         )
 
     @functools.cached_property

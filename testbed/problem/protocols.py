@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array, random
 
+from testbed.errors import RequestError
 from testbed.problem.distances import Distance
 
 
@@ -128,5 +129,10 @@ REASONS: Mapping[str, str] = MappingProxyType(
 
 def loss(distance: Distance, lesson: Lesson, student_logits: Array) -> Array:
     """Mean over batch and positions of the distances to each teacher, summed over teachers: a scalar."""
+    if lesson.logits.shape[1:] != student_logits.shape:
+        raise RequestError(
+            f"the student's logits have the shape {student_logits.shape}, the teachers' "
+            f"{lesson.logits.shape[1:]}; they must have the same"
+        )
     distances = distance.kl(lesson.logits, student_logits[None], lesson.temperature)
     return jnp.sum(jnp.mean(distances, axis=tuple(range(1, distances.ndim))))

@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
+from testbed.errors import RequestError
 from testbed.problem import distances, protocols
 from testbed.problem.distances import Distance
 from testbed.problem.protocols import Lesson
@@ -30,7 +31,7 @@ class Score(NamedTuple):
     """A score of held-out examples.
 
     Attributes:
-      on: "views" (random or mixed, as the task has them) or "central" (the examples themselves).
+      on: "views", the task's random views of examples, or "central": the examples themselves.
       of: distance, outputs -> the scores, [b] or one for each position.
       needs_labels: whether it is left out if data have no labels.
     """
@@ -51,6 +52,11 @@ def _agreement(distance: Distance, outputs: Outputs) -> Array:
 def _accuracy(distance: Distance, outputs: Outputs) -> Array:
     del distance
     assert outputs.labels is not None
+    if outputs.labels.shape != outputs.student.shape[:-1]:
+        raise RequestError(
+            f"labels have the shape {outputs.labels.shape}, the student's logits "
+            f"{outputs.student.shape}; give one label for each position, or none"
+        )
     return distances.accuracy(outputs.labels, outputs.student)
 
 

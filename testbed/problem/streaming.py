@@ -32,7 +32,7 @@ def open_source(task: Task, protocol: str) -> Source:
     """
     devices.require_divisible(task.batch_size)
     loader.workers()  # raises before anything is computed
-    needs, params = PROTOCOLS[protocol].needs, place_teachers(task)
+    needs, params = PROTOCOLS[protocol].needs, place_teachers(task.teachers, devices.mesh())
     opened = task.stream()()
     images = tfds.in_memory(opened.training, opened.sha256)
     central = (
@@ -53,6 +53,9 @@ def open_source(task: Task, protocol: str) -> Source:
     def batches(seed: int, step: int) -> Iterator[tuple[TrainingData, int]]:
         return made_by(loader.workers(), seed, step)
 
+    def batch_at(seed: int, step: int) -> TrainingData:
+        return next(made_by(0, seed, step))[0]
+
     def eval_batches() -> list[TrainingData]:
         return [data for data, _ in itertools.islice(made_by(0, SEED, 0), EVAL_LESSONS)]
 
@@ -60,7 +63,7 @@ def open_source(task: Task, protocol: str) -> Source:
         return {part: _held_out(task, part, params) for part in ("validation", "test")}
 
     shapes = shapes_of_batches(task, needs, params)
-    return Source(len(images), shapes, batches, held_out, eval_batches)
+    return Source(len(images), shapes, batches, held_out, batch_at, eval_batches)
 
 
 def shapes_of_batches(task: Task, needs: frozenset[str], params: Any) -> TrainingData:
@@ -135,7 +138,7 @@ def _logits(task: Task, part: str, central: NDArray[np.uint8], images: Encoded, 
         "part": f"{images.name} ({part})",
         "data_sha256": task.stream()().sha256,
         "teacher_sha256": [teachers.load(teacher).sha256 for teacher in task.teachers],
-        "networks": [teacher.describe() for teacher in task.teachers],
+        "networks": [teacher.code_sha256() for teacher in task.teachers],
         "computed": [task.precision, jax.default_backend(), jax.__version__],
         **tfds.decoding(),
     }

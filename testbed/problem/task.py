@@ -4,16 +4,18 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from flax import linen as nn
 from jax import Array
 
+from testbed import plugins
 from testbed.data.arrays import Data, Generated
 from testbed.data.tfds import Stream
 from testbed.data.views import mixup
+from testbed.errors import RequestError
 from testbed.metrics import Metric
-from testbed.models.network import describe
+from testbed.models.network import parts_of
 from testbed.problem.distances import CATEGORICAL, Distance
 from testbed.problem.scores import Score
 from testbed.teachers import ExactTeacher, NetworkTeacher, arrays_sha256
@@ -72,7 +74,6 @@ class Task:
         there are no labels to learn from.
       scores: name -> a score of the task's own, measured in addition to `scores.SCORES`.
       metrics: a row for each of these scores: its label, unit, direction and scale.
-      sha256: of the source file of a user's task.
       version: to be raised with any change to what the testbed computes from these values.
     """
 
@@ -95,8 +96,15 @@ class Task:
     own_lessons: bool = True
     scores: Mapping[str, Score] = dataclasses.field(default_factory=dict)
     metrics: tuple[Metric, ...] = ()
-    sha256: str = ""
     version: int = 1
+
+    def __post_init__(self) -> None:
+        names = [teacher.name for teacher in self.teachers]
+        if not self.horizons or not names or len({*names}) < len(names):
+            raise RequestError(
+                f"task {self.name}: it needs a horizon, and teachers of different names; it has "
+                f"{len(self.horizons)} horizons and the teachers {', '.join(names) or 'none'}"
+            )
 
     @property
     def streamed(self) -> bool:
@@ -124,10 +132,11 @@ class Task:
         return dataclasses.replace(self, temperature=published.temperature) if published else self
 
     def data_sha256(self) -> str:
-        """SHA-256 of the data; for a generator, of its arrays (its function is covered by `version`)."""
+        """SHA-256 of the data; for a generator, of its arrays."""
         if isinstance(self.source, Generated):
             return arrays_sha256(self.source.arrays())
-        return self.source().sha256
+        data = self.source()
+        return data.sha256 or arrays_sha256(data)
 
     def fingerprint(self, teacher_sha256: tuple[str, ...]) -> str:
         """SHA-256 of all that determines a trial of this task, except its own choices (seed, …)."""
@@ -135,20 +144,13 @@ class Task:
         values = {name: repr(getattr(self, name)) for name in (*plain, "precision", "own_lessons")}
         if self.published:  # with one temperature for each horizon; the trial's identity has it
             del values["temperature"]
+        code = {name: getattr(self, name) for name in ("augment", "mix", "distance", "scores", "source")}
+        code["student"] = parts_of(self.student)
         values |= {
-            "version": f"{self.version} {self.sha256}",
-            "augment": _name(self.augment),
-            "mix": _name(self.mix),
-            "distance": self.distance.name,
-            "scores": repr(sorted(self.scores)),
-            "student": f"{describe(self.student)} {self.precision}",
-            "teachers": repr([teacher.describe() for teacher in self.teachers]),
+            "version": str(self.version),
+            "code": plugins.source_sha256(code, f"task {self.name}"),
+            "teachers": repr([teacher.code_sha256() for teacher in self.teachers]),
             "teacher_sha256": repr(teacher_sha256),
             "data": self.data_sha256(),
         }
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-
-
-def _name(function: Any) -> str:
-    """A function's name, or the fields of a value (such as a crop with its numbers)."""
-    return getattr(function, "__qualname__", None) or repr(function)

@@ -22,13 +22,13 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict
 from jax import Array
 
-from testbed import paths
+from testbed import paths, plugins
 from testbed.data.arrays import InputSpec
 from testbed.errors import RequestError
 from testbed.models import public
 from testbed.models.bit import bit
 from testbed.models.convolution import ConvNet
-from testbed.models.network import apply, describe, has_precision, in_precision
+from testbed.models.network import apply, has_precision, in_precision, parts_of
 
 FOLDER = Path(__file__).parent
 RELEASE = "https://storage.googleapis.com/bit_models/distill"
@@ -67,9 +67,10 @@ class NetworkTeacher:
         """The precision in which it computes if `wanted` is requested."""
         return wanted if has_precision(self.network) else "float32"
 
-    def describe(self) -> str:
-        """Its description without its weights, for a fingerprint."""
-        return f"{self.name} {describe(self.network)}"
+    def code_sha256(self) -> str:
+        """SHA-256 of its name, network and inputs: of all but its weights."""
+        parts = (self.name, parts_of(self.network), self.inputs.shape, np.dtype(self.inputs.dtype).name)
+        return plugins.source_sha256(parts, f"teacher {self.name}")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -96,9 +97,9 @@ class ExactTeacher:
         del wanted
         return "float32"
 
-    def describe(self) -> str:
-        """Its description without its arrays, for a fingerprint."""
-        return f"{self.name} {self.function.__qualname__}"
+    def code_sha256(self) -> str:
+        """SHA-256 of its name and function: of all but its arrays."""
+        return plugins.source_sha256((self.name, self.function), f"teacher {self.name}")
 
 
 def _shipped(name: str) -> NetworkTeacher:
@@ -174,6 +175,8 @@ def load(teacher: NetworkTeacher | ExactTeacher, folder: Path | None = None) -> 
             f"{teacher.public.address}"
         )
         return _load_file(teacher, path, remedy)
+    if teacher.name not in TEACHERS or (folder is None and teacher is not TEACHERS[teacher.name]):
+        raise RequestError(f"teacher {teacher.name}: it has no weights; give it path=..., of an .npz")
     return _load_shipped(teacher, (folder or FOLDER) / f"{teacher.name}.npz")
 
 

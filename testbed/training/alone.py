@@ -14,8 +14,9 @@ import jax
 import numpy as np
 
 from testbed import compilation_cache, devices, records
+from testbed.errors import refusing
 from testbed.models import public
-from testbed.problem.lessons import Params, TrainingData
+from testbed.problem.lessons import Params
 from testbed.training import diagnostics, loop
 from testbed.training.checkpoints import Checkpoints
 from testbed.training.clock import Ledger
@@ -69,8 +70,23 @@ def run(
 ) -> records.Record:
     """Runs a trial, or the rest of it, and returns its record, as `benchmarks/run.py` does.
 
-    For arguments and errors, see `iterate`.
+    A finished trial is not run again; an interrupted one continues from its checkpoint (at most one a
+    second, and at most 5 % of the time), and ends bit-identical to an uninterrupted one.
+
+    Args:
+      trial: the trial to run.
+      out: folder of records; the trial's own is `trial.record_path(out)`.
+      save_params: write the evaluated parameters beside the record, as an .npz that `Trial(init=...)`
+        and `--init` read. A finished trial without that file is run again.
+      diagnose: names of diagnostics, to be measured in addition to the scores: grad_norm, update_norm,
+        sharpness, optimizer. A finished trial is not run again for them.
+      fresh: run it again, even if it is finished.
+
+    Raises:
+      RequestError: the optimizer fails on the student's parameters, `out` cannot be written, or
+        another process runs this trial. No record is started.
     """
+    compilation_cache.enable_cache()
     out = Path(out)
     for _ in iterate(trial, out, save_params=save_params, diagnose=diagnose, fresh=fresh):
         pass
@@ -96,7 +112,7 @@ def iterate(
       trial: the trial to run.
       out: folder of records; the trial's own is `trial.record_path(out)`.
       command: the command line, for the header.
-      fresh: delete an earlier record of this trial, and run it again.
+      fresh: run it again, even if it is finished; the earlier record is replaced.
       longest: target limit of a dispatch, in seconds, if less than `loop.DISPATCH`.
       save_params: write the evaluated parameters beside the record, as an .npz that `--init` reads. A
         finished trial without that file is run again.
@@ -113,10 +129,11 @@ def iterate(
         devices.try_on_all_hosts(lambda: stack.enter_context(records.lock(path)) if first else None)
         checkpoints = Checkpoints(path.with_suffix(".checkpoint"))
         stack.callback(checkpoints.close)
-        if first and (fresh or (params_path and is_finished(path) and not params_path.exists())):
-            path.unlink(missing_ok=True)
+        again = fresh or (params_path is not None and is_finished(path) and not params_path.exists())
+        if first and again:  # the record is replaced with its first row, not before
             checkpoints.delete()
-        if not devices.any_host(first and is_finished(path)):
+            path.with_suffix(".npz").unlink(missing_ok=True)
+        if not devices.any_host(first and not again and is_finished(path)):
             writer = RecordWriter(path)
             alone = Alone(trial, writer, checkpoints, command, names, params_path)
             yield from alone.run(longest)
@@ -159,6 +176,7 @@ class Alone:
         self._trial, self._writer, self._checkpoints = trial, writer, checkpoints
         self._command, self._params_path = command, params_path
         with self.ledger.on("setup_s"):
+            trial.problem.prepare()
             source, self._keys = trial.problem.source, trial.keys()
         with self.ledger.on("compile_s"), compilation_cache.counted() as self._cache:
             self._compiled = trial.compile()
@@ -167,11 +185,12 @@ class Alone:
             self._hp = {name: trial.optimizer.hyperparameters[name] for name in names}
             start = trial.init.params(self._compiled.params) if trial.init else None
             self.state: State = jax.block_until_ready(self._compiled.init(self._keys, self._hp, start))
-            self._diagnose = self._make_diagnose(diagnose)
         self._latest, self._resumed = dict[str, Any](), 0
         with self.ledger.on("checkpoint_s"):
             self._restore()
-            self._look()
+            self._wait()
+        with self.ledger.on("compile_s"):
+            self._diagnose = self._compile_diagnose(diagnose)
         with self.ledger.on("setup_s"):
             self._batches = source.batches(trial.lessons, self.step)
             self._data, self._served = source.data, 0
@@ -198,9 +217,9 @@ class Alone:
             step = min(stop, self._served)
             arguments = (np.int32(step), self._data, self._keys, self._hp)
             self.state = self._compiled.advance(self.state, *arguments)
-        self._look()
+        self._wait()
 
-    def _look(self) -> None:
+    def _wait(self) -> None:
         """Blocks until the state and the parameters to evaluate are computed."""
         self.params = self._compiled.eval_params(self.state.opt_state, self.state.params)
         jax.block_until_ready((self.state, self.params))
@@ -211,19 +230,16 @@ class Alone:
         with self.ledger.on("eval_s"):
             scores: Mapping[str, Any] = self._compiled.evaluate(self.params)
             if self._diagnose:
-                data = self._data_of_next_step()
-                scores = {**scores, **self._diagnose(self.state, data, self._keys, self._hp)}
+                scores = {**scores, **self._diagnose(*self._next_step())}
         with self.ledger.on("record_s"):
             row = measurement_row(self._trial, self.step, scores, self.ledger.train_s)
             self._latest = row
             self._writer.append(*([row] if self._writer.length else [self._header(), row]))
 
-    def _data_of_next_step(self) -> TrainingData:
-        """The data of the next step's lesson; the training stream does not advance."""
-        if not self._trial.task.streamed:
-            return self._data
-        batches = self._trial.problem.source.batches(self._trial.lessons, self.step)
-        return next(batches)[0]
+    def _next_step(self) -> tuple[Any, ...]:
+        """What the next step is given; the training stream does not advance."""
+        data = self._trial.problem.source.batch_at(self._trial.lessons, self.step)
+        return self.state, data, self._keys, self._hp
 
     def save(self) -> None:
         """See Runner."""
@@ -279,11 +295,19 @@ class Alone:
             checkpointed=self._compiled.checkpointed,
         )
 
-    def _make_diagnose(self, names: tuple[str, ...]) -> diagnostics.Diagnose | None:
+    def _compile_diagnose(self, names: tuple[str, ...]) -> Any:
+        """The diagnostics as a compiled function of `_next_step`; None without any."""
         if not names:
             return None
-        compiled, own = self._compiled, self._trial.optimizer.diagnostics
-        return diagnostics.make_diagnose(names, compiled.key, own, checkpointed=compiled.checkpointed)
+        compiled, optimizer = self._compiled, self._trial.optimizer
+        with refusing(f"optimizer {optimizer.name}, --diagnose"):
+            return (
+                diagnostics.make_diagnose(
+                    names, compiled.key, optimizer.diagnostics, checkpointed=compiled.checkpointed
+                )
+                .lower(*self._next_step())
+                .compile()
+            )
 
 
 def _replicated(params: Params) -> Params:

@@ -112,6 +112,8 @@ def _run(
     """Runs the batch; returns the trials that cannot be batched."""
     ledger, one = Ledger(), mine[0]
     due = loop.due_steps(one.task, one.total_steps)
+    with ledger.on("setup_s"):
+        one.problem.prepare()
     with ledger.on("compile_s"), compilation_cache.counted() as cache:
         make_lessons, shapes = compile_lessons(one.problem, longest=due[1])
         groups, alone = compile_groups(mine, shapes, vmapped)
@@ -183,14 +185,14 @@ class Together:
             self._states = jax.block_until_ready([group.start() for group in groups])
         with ledger.on("checkpoint_s"):
             self._restore()
-        self._finite = self._look()
+        self._finite = self._wait()
 
     @property
     def alive(self) -> bool:
         """See Runner."""
         return bool(self._finite.any())
 
-    def _look(self) -> NDArray[np.bool_]:
+    def _wait(self) -> NDArray[np.bool_]:
         """Blocks until the states are computed; returns which trials have not diverged."""
         jax.block_until_ready(self._states)
         pairs = zip(self._groups, self._states, strict=True)
@@ -204,7 +206,7 @@ class Together:
             lessons, self.step = self._current, min(stop, self._current.until)
             pairs = zip(self._groups, self._states, strict=True)
             self._states = [g.train(s, lessons.stack, lessons.first, self.step) for g, s in pairs]
-        self._finite = self._look()
+        self._finite = self._wait()
 
     def measure(self) -> None:
         """See Runner."""

@@ -10,6 +10,7 @@ import optax
 from jax import Array, random
 
 from testbed import devices
+from testbed.errors import refusing
 from testbed.models import network as networks
 from testbed.problem.evaluation import Evaluate, Student
 from testbed.problem.lessons import Keys, Params, TrainingData, make_keys
@@ -20,7 +21,6 @@ from testbed.training.optimizer import (
     Partition,
     all_static,
     partition_hyperparameters,
-    refusing,
 )
 from testbed.training.step import Info, State, require_same_tree, train_step
 

@@ -69,6 +69,9 @@ def sharpness(moment: Moment) -> dict[str, Array]:
     v = random.normal(random.key(0), start.shape, start.dtype)
     carry = (jnp.zeros_like(v), v / jnp.linalg.norm(v), jnp.zeros((), v.dtype))
     _, (alphas, betas) = jax.lax.scan(step, carry, None, length=min(ITERATIONS, start.size))
+    # Once a residual is 0, the eigenvalues are known, and what follows must not be the largest.
+    known = jnp.cumsum(jnp.append(0.0, betas[:-1]) == 0) > 1
+    alphas = jnp.where(known, jnp.min(jnp.where(known, jnp.inf, alphas)), alphas)
     off = betas[:-1]
     values, vectors = jnp.linalg.eigh(jnp.diag(alphas) + jnp.diag(off, 1) + jnp.diag(off, -1))
     residual = jnp.abs(betas[-1] * vectors[-1, -1])
@@ -95,9 +98,6 @@ def choose(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-Diagnose = Callable[[State, TrainingData, Keys, Mapping[str, Any]], dict[str, float]]
-
-
 @functools.lru_cache(maxsize=16)
 def make_diagnose(
     names: tuple[str, ...],
@@ -105,8 +105,8 @@ def make_diagnose(
     own: Callable[[Any], Mapping[str, Array]] | None,
     *,
     checkpointed: bool,
-) -> Diagnose:
-    """State, data of its step, keys, hyperparameters -> values of the chosen diagnostics.
+) -> Any:
+    """State, data of its step, keys, hyperparameters -> values of the chosen diagnostics; jitted.
 
     Args:
       names: from `choose`.
@@ -133,9 +133,4 @@ def make_diagnose(
                 values |= {f"{OWN}_{count}": value for count, value in counts.items()}
         return values
 
-    compiled = jax.jit(diagnose, out_shardings=devices.replicated())
-
-    def on_host(state: State, data: TrainingData, keys: Keys, hp: Any) -> dict[str, float]:
-        return {name: float(value) for name, value in compiled(state, data, keys, hp).items()}
-
-    return on_host
+    return jax.jit(diagnose, out_shardings=devices.replicated())

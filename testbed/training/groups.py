@@ -17,13 +17,13 @@ import numpy as np
 from jax import Array, lax, random
 
 from testbed import devices
-from testbed.errors import RequestError
+from testbed.errors import RequestError, refusing
 from testbed.problem.evaluation import EvalData, Student, evaluate
 from testbed.problem.lessons import Keys, Params, TrainingData, make_keys, split_seeds
 from testbed.problem.problem import Problem
 from testbed.problem.protocols import Lesson
 from testbed.training.compile import ProgramKey, make_functions, program_key
-from testbed.training.optimizer import Partition, partition_hyperparameters, refusing
+from testbed.training.optimizer import Partition, partition_hyperparameters
 from testbed.training.step import State, require_same_tree, train_step
 from testbed.training.trial import Trial
 
@@ -129,12 +129,12 @@ def compile_groups(
     groups, alone = [], []
     for (_, partition), of_kind in kinds.items():
         optimizer = of_kind[0].optimizer
-        together = vmapped
-        if together is None:
-            together = optimizer.vmappable and jax.default_backend() != "cpu"
+        use_vmap = vmapped
+        if use_vmap is None:
+            use_vmap = optimizer.vmappable and jax.default_backend() != "cpu"
         with refusing(f"optimizer {optimizer.name}"):
             try:
-                groups.append(_group(of_kind, lessons, partition, together))
+                groups.append(_group(of_kind, lessons, partition, use_vmap))
             except jax.errors.JAXTypeError:
                 alone += of_kind
     return groups, alone
@@ -198,7 +198,7 @@ def _group(trials: Sequence[Trial], lessons: Lesson, partition: Partition, vmapp
 def _compile(key: ProgramKey, lessons: Lesson, n: int, vmapped: bool) -> GroupPrograms:
     sharded, distance = devices.batch_sharded(), key.problem.task.distance
     student, begin, *_ = make_functions(key)
-    each = jax.vmap if vmapped else _sequentially
+    each = jax.vmap if vmapped else _map_sequential
 
     def init(members: Members, start: Params | None) -> State:
         return each(lambda m: begin(m.keys, m.hp, start))(members)
@@ -218,7 +218,7 @@ def _compile(key: ProgramKey, lessons: Lesson, n: int, vmapped: bool) -> GroupPr
     chosen = jax.eval_shape(key.evaluated, one.opt_state, one.params)
     require_same_tree("eval_params returned", chosen, "the parameters", one.params)
     number = jax.ShapeDtypeStruct((), jnp.int32)
-    advance = functools.partial(_vmapped if vmapped else _sequential, step)
+    advance = functools.partial(_train_vmapped if vmapped else _train_sequential, step)
     on_init, on_train, on_eval_params = (
         jax.jit(devices.shard_map_trials(f, divided), out_shardings=sharded, donate_argnums=donated)
         for f, divided, donated in ((init, 1, ()), (advance, 2, 0), (eval_params, 1, ()))
@@ -232,7 +232,7 @@ def _compile(key: ProgramKey, lessons: Lesson, n: int, vmapped: bool) -> GroupPr
     )
 
 
-def _sequential(
+def _train_sequential(
     step: Step, states: State, members: Members, lessons: Lesson, first: Array, stop: Array
 ) -> State:
     """Each trial takes all steps before the next one starts; it stops if it diverges."""
@@ -248,7 +248,7 @@ def _sequential(
     return lax.map(of_one, (states, members))
 
 
-def _vmapped(
+def _train_vmapped(
     step: Step, states: State, members: Members, lessons: Lesson, first: Array, stop: Array
 ) -> State:
     """All trials take each step together; diverged trials are frozen."""
@@ -270,7 +270,7 @@ def _vmapped(
     return lax.while_loop(goes_on, body, (start, states))[1]
 
 
-def _sequentially(f: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def _map_sequential(f: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return functools.partial(lax.map, f)
 
 

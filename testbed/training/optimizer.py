@@ -1,9 +1,9 @@
 """What the loop needs to know about an optimizer, and the forms in which users may give one."""
 
 import dataclasses
+import functools
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ import optax
 from jax import Array
 
 from testbed import devices, plugins
-from testbed.errors import RequestError
+from testbed.errors import RequestError, refusing
 from testbed.problem.lessons import Params
 from testbed.problem.problem import Problem
 
@@ -77,23 +77,33 @@ def as_optimizer(given: Any, problem: Problem, name: str | None = None) -> Optim
       RequestError: `given` is none of these, or cannot be identified.
     """
     if isinstance(given, str):
-        (registry,) = entry_points(group="funmatch.optimizers")  # by name alone: no import upwards
-        given = registry.load()(given)
+        given = find(given)
     if isinstance(given, Optimizer):
         optimizer = given
     elif hasattr(given, "build"):
         optimizer = from_spec(given)
     elif isinstance(given, optax.GradientTransformation):
         optimizer = from_transformation(given, problem)
-    elif callable(given):
+    elif callable(given) and str(getattr(given, "__module__", "")).partition(".")[0] != "optax":
         label = getattr(given, "__name__", type(given).__name__)
         optimizer = Optimizer(label, given, plugins.defaults(given), plugins.source_sha256(given, label))
     else:
         raise RequestError(
-            f"optimizer {given!r}: give an optax transformation, a function build(total_steps, *, ...), "
-            "or a registered name such as 'adam'"
+            f"optimizer {given!r}: give an optax transformation such as optax.adam(0.01), a function "
+            "build(total_steps, *, ...) that returns one, or a registered name such as 'adam'"
         )
     return dataclasses.replace(optimizer, name=name) if name else optimizer
+
+
+def find(name: str) -> Any:
+    """The Spec that a name, as after `--opt`, stands for; by an entry point, not by an import upwards.
+
+    Raises:
+      RequestError: there is none, or the package is not installed.
+    """
+    for registry in entry_points(group="funmatch.optimizers"):
+        return registry.load()(name)
+    raise RequestError(f"optimizer {name!r}: names need an installed package; pip install -e .")
 
 
 def from_spec(spec: Any, hyperparameters: Mapping[str, Any] | None = None) -> Optimizer:
@@ -109,6 +119,7 @@ def from_spec(spec: Any, hyperparameters: Mapping[str, Any] | None = None) -> Op
     )
 
 
+@functools.lru_cache(maxsize=64)  # trials of one transformation share their programs
 def from_transformation(given: optax.GradientTransformation, problem: Problem) -> Optimizer:
     """An Optimizer from a ready transformation, which is identified by what it computes."""
     sha256 = traced_sha256(given, problem)
@@ -150,17 +161,3 @@ def traced_sha256(given: optax.GradientTransformation, problem: Problem) -> str:
             "computes; give a function build(total_steps) that returns it"
         )
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()
-
-
-@contextmanager
-def refusing(what: str) -> Iterator[None]:
-    """Inside this context, every error becomes a RequestError that begins with `what`."""
-    try:
-        yield
-    except RequestError as error:
-        raise RequestError(f"{what}: {error}") from error
-    except Exception as error:
-        message = " ".join(str(error).split())
-        raise RequestError(
-            f"{what}: {type(error).__name__}: {message[:300]}; --debug shows where"
-        ) from error

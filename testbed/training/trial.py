@@ -1,10 +1,12 @@
 """A trial: one optimizer on one problem, once."""
 
 import dataclasses
+import hashlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from testbed import records
+from testbed.errors import RequestError
 from testbed.models import public
 from testbed.problem.lessons import Keys, Params, make_keys
 from testbed.problem.problem import Problem
@@ -19,6 +21,20 @@ class InitCheckpoint(NamedTuple):
     path: Path
     sha256: str
     fresh_head: bool  # whether the classifier still starts at zero
+
+    @classmethod
+    def read(cls, path: Path, *, fresh_head: bool = False) -> "InitCheckpoint":
+        """The checkpoint at a path.
+
+        Raises:
+          RequestError: it cannot be read.
+        """
+        try:
+            with path.open("rb") as file:
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise RequestError(f"--init {path}: cannot be read ({error.strerror})") from error
+        return cls(path, sha256, fresh_head)
 
     def params(self, shapes: Params) -> Params:
         """The student's parameters; see `public.fill` for its errors."""
@@ -37,7 +53,7 @@ class Trial:
       total_steps: the horizon, which the optimizer knows in advance.
       seed: of first weights, the optimizer's randomness and, without `lesson_seed`, the lessons.
       lesson_seed: another seed for the lessons, which several students can share.
-      init: a checkpoint instead of random weights.
+      init: a checkpoint, or the path of one, instead of random weights.
       name: of the optimizer in records, instead of its own.
     """
 
@@ -50,8 +66,19 @@ class Trial:
     name: str | None = None
 
     def __post_init__(self) -> None:
+        for name, value, least in (
+            ("total_steps", self.total_steps, 1),
+            ("seed", self.seed, 0),
+            ("lesson_seed", self.lessons, 0),
+        ):
+            if not least <= value < 2**31:
+                raise RequestError(f"{name} {value}: must be a whole number from {least} to 2^31 - 1")
+        # What a user may give becomes what the attributes' types say.
         optimizer = as_optimizer(self.optimizer, self.problem, self.name)
         object.__setattr__(self, "optimizer", optimizer)
+        init: Any = self.init
+        if isinstance(init, str | Path):
+            object.__setattr__(self, "init", InitCheckpoint.read(Path(init)))
 
     @property
     def task(self) -> Task:
