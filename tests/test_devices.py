@@ -96,15 +96,18 @@ assert sum(map(sum, found["all-gather"])) <= padded, "more than the directions"
 """
 
 
-def child(script: str, *arguments: object) -> str:
+def child(folder: Path, script: str, *arguments: object) -> str:
     quick = "--xla_backend_optimization_level=0"  # a few slow steps, compiled in half the time
     flags = {
         "XLA_FLAGS": f"--xla_force_host_platform_device_count=8 {quick}",
         "JAX_PLATFORMS": "cpu",
     }
+    # A file, since a task's identity includes the source of its functions.
+    path = folder / "child.py"
+    path.write_text(script)
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", script, *map(str, arguments)],
-        env=os.environ | flags,
+        [sys.executable, "-W", "error", path, *map(str, arguments)],
+        env=os.environ | flags | {"PYTHONPATH": str(ROOT)},
         cwd=ROOT,
         timeout=300,
         capture_output=True,
@@ -116,9 +119,9 @@ def child(script: str, *arguments: object) -> str:
 
 def test_divided_parameters_follow_the_same_curve_and_take_an_eighth(tmp_path):
     """Student, its optimizer's state and the teacher; the student's units are checkpointed as well."""
-    child(DIVIDED, tmp_path)
+    child(tmp_path, DIVIDED, tmp_path)
 
 
 @pytest.mark.parametrize(("opt", "then"), [("adam", ADAM), ("shampoo", SHAMPOO)])
-def test_a_step_reduces_one_gradient_and_moves_nothing_unexpected(opt, then):
-    child(COLLECTIVES.replace("OPT", opt) + then)
+def test_a_step_reduces_one_gradient_and_moves_nothing_unexpected(tmp_path, opt, then):
+    child(tmp_path, COLLECTIVES.replace("OPT", opt) + then)

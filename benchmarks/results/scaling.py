@@ -81,7 +81,7 @@ def compile_step(args: Any) -> str:
     problem, optimizer = unopened(args.task, args.precision), from_spec(registry.find(args.opt))
     steps = next(iter(problem.task.horizons.values()))
     key = program_key(problem, optimizer, steps, all_static(optimizer), from_init=False)
-    functions, _ = make_functions(key), problem.lesson_shapes  # opened before anything is traced
+    functions = make_functions(key)
     keys = jax.eval_shape(split_seeds, 0, 0)
     keys = placed(keys, jax.tree.map(lambda _: devices.replicated(), keys))
     begin = compile_init(functions.init, keys, {}, None)

@@ -122,7 +122,7 @@ class Functions(NamedTuple):
 def make_functions(key: ProgramKey, *, checkpointed: bool = False) -> Functions:
     """A trial's functions; `checkpointed`: the student's activations are computed twice."""
     problem = key.problem
-    distance = problem.task.distance
+    distance, _ = problem.task.distance, problem.lesson_shapes  # opened before anything is traced
     network = problem.network.clone(checkpoint=True) if checkpointed else problem.network
     student = functools.partial(networks.apply, network)
 
@@ -151,7 +151,6 @@ def make_functions(key: ProgramKey, *, checkpointed: bool = False) -> Functions:
 
 def _compile(key: ProgramKey, *, checkpointed: bool) -> CompiledTrial:
     problem = key.problem
-    source, _ = problem.source, problem.lesson_shapes  # opened before anything is traced
     student, init, _, advance = make_functions(key, checkpointed=checkpointed)
     keys, hp = make_keys(0), dict.fromkeys(key.traced, 0.0)
     params = jax.eval_shape(lambda: init(keys, hp, None).params)
@@ -164,7 +163,7 @@ def _compile(key: ProgramKey, *, checkpointed: bool) -> CompiledTrial:
     chosen = jax.jit(key.evaluated, out_shardings=placed.params)
     return CompiledTrial(
         init=begin,
-        advance=stepped.lower(state, jnp.int32(0), source.data, keys, hp).compile(),
+        advance=stepped.lower(state, jnp.int32(0), problem.source.data, keys, hp).compile(),
         eval_params=chosen.lower(state.opt_state, state.params).compile()
         if key.eval_params
         else key.evaluated,
