@@ -208,3 +208,10 @@ def test_the_readmes_example_of_the_api_runs(tmp_path, monkeypatch):
 
 def test_the_page_of_the_api_is_that_of_its_docstrings():
     assert (ROOT / "docs" / "api.md").read_text() == make_api.page(), "python -m docs.make_api"
+
+
+def test_a_problems_functions_can_be_traced_before_anything_else(tiny):
+    problem = open_problem(dataclasses.replace(tiny))
+    shapes = jax.eval_shape(problem.init, jax.random.key(0))
+    params = jax.jit(problem.init)(jax.random.key(0))
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(lambda leaf: leaf.shape, shapes)

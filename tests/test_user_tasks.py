@@ -196,7 +196,11 @@ def test_killed_and_resumed_a_task_from_a_file_ends_with_the_same_bits(tmp_path)
     process = subprocess.Popen(
         [*command, tmp_path / "killed"], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    while not list(tmp_path.rglob("*.checkpoint/*/meta")) and process.poll() is None:
+
+    def saved() -> bool:  # while it is written, its folder has another name
+        return any(path.name.isdigit() for path in tmp_path.rglob("*.checkpoint/*"))
+
+    while not saved() and process.poll() is None:
         time.sleep(0.02)
     process.kill()
     process.wait()

@@ -26,7 +26,8 @@ from testbed.problem.task import Task
 class Problem:
     """The problem that an optimizer is given. Made by `open_problem`.
 
-    Its methods are pure; data are loaded at their first use, onto the devices in use when it was opened.
+    Its methods are pure. Its arrays are on the devices that were in use when it was opened; held-out data,
+    and all data of a stream, are loaded at their first use.
 
     Attributes:
       task: the task to learn.
@@ -198,7 +199,11 @@ def _open(task: Task, protocol: str, mesh: Mesh | None) -> Problem:
         open_source = functools.partial(generated.open_source, task)
     else:
         open_source = functools.partial(in_memory.open_source, task, protocol)
-    return Problem(task, protocol, mesh, open_source)
+    problem = Problem(task, protocol, mesh, open_source)
+    if not task.streamed:  # whose data take a while to open
+        with refusing(f"task {task.name}"):
+            _ = problem.lesson_shapes  # so that `init` can be traced
+    return problem
 
 
 def fitting(task: Task) -> list[str]:
