@@ -26,7 +26,7 @@ from testbed.problem.task import Task
 class Problem:
     """The problem that an optimizer is given. Made by `open_problem`.
 
-    Its methods are pure. Its arrays are on the devices that were in use when it was opened; held-out data,
+    Its methods are pure. Its arrays are on the devices in use when it was opened; held-out data,
     and all data of a stream, are loaded at their first use.
 
     Attributes:
