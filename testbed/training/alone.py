@@ -296,18 +296,16 @@ class Alone:
         )
 
     def _compile_diagnose(self, names: tuple[str, ...]) -> Any:
-        """The diagnostics as a compiled function of `_next_step`; None without any."""
+        """The diagnostics as a function of `_next_step`, compiled once for all trials, or None."""
         if not names:
             return None
         compiled, optimizer = self._compiled, self._trial.optimizer
         with refusing(f"optimizer {optimizer.name}, --diagnose"):
-            return (
-                diagnostics.make_diagnose(
-                    names, compiled.key, optimizer.diagnostics, checkpointed=compiled.checkpointed
-                )
-                .lower(*self._next_step())
-                .compile()
+            diagnose = diagnostics.make_diagnose(
+                names, compiled.key, optimizer.diagnostics, checkpointed=compiled.checkpointed
             )
+            jax.block_until_ready(diagnose(*self._next_step()))  # compiles, unless a trial before has
+        return diagnose
 
 
 def _replicated(params: Params) -> Params:
