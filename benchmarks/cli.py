@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from testbed.errors import RequestError
+from testbed.errors import RequestError, describe
 
 INSTALLED = "funmatch"  # the command of an installed package; its subcommands are the commands
 
@@ -58,7 +58,7 @@ def _ending(error: BaseException) -> tuple[int, str]:
         return 2, str(error)
     if isinstance(error, Interrupted | KeyboardInterrupt):
         return 130, f"interrupted{f': {error}' if str(error) else ''}"
-    return 1, f"failed: {type(error).__name__}: {' '.join(str(error).split())[:500]}"
+    return 1, f"failed: {describe(error)}"
 
 
 def positive(text: str) -> int:

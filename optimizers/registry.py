@@ -20,7 +20,7 @@ import optax.contrib
 import optimizers
 from optimizers.spec import Bounds, Spec
 from testbed import plugins
-from testbed.errors import RequestError
+from testbed.errors import RequestError, describe
 
 
 @functools.cache
@@ -112,7 +112,7 @@ def _from_import(opt: str, module: str, function: str) -> Spec:
     try:
         build = getattr(importlib.import_module(module), function)
     except Exception as error:
-        raise RequestError(f"--opt {opt}: cannot be imported ({_one_line(error)})") from error
+        raise RequestError(f"--opt {opt}: cannot be imported ({describe(error)})") from error
     return Spec(name=opt.replace(":", "."), build=build, reference=opt)
 
 
@@ -166,7 +166,3 @@ def _parse(optimizer: str, name: str, text: str, default: Any) -> Any:
     if isinstance(value, float) and value != value:
         raise RequestError(f"--hp {name}={text}: {optimizer} takes a number for {name}")
     return value
-
-
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

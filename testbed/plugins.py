@@ -23,7 +23,7 @@ from pathlib import Path
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
-from testbed.errors import RequestError
+from testbed.errors import RequestError, describe
 
 PREFIX = "funmatch_file_"  # of the module names of users' files
 OURS = {
@@ -69,7 +69,7 @@ def load_file(option: str, path: str | Path) -> ModuleType:
         except (Exception, SystemExit) as error:
             del sys.modules[name]
             raise RequestError(
-                f"{option} {path}: importing it raised {_one_line(error)}; --debug shows where"
+                f"{option} {path}: importing it raised {describe(error)}; --debug shows where"
             ) from error
     return module
 
@@ -449,7 +449,3 @@ def _is_found_by_name(value: Any) -> bool:
     if not isinstance(module, str) or name is None or not _is_of_a_package(module):
         return False
     return getattr(sys.modules.get(module), name, None) is value
-
-
-def _one_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

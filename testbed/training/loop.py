@@ -13,6 +13,7 @@ from collections.abc import Generator
 from typing import Any, NamedTuple, Protocol
 
 from testbed import devices
+from testbed.errors import describe
 from testbed.problem.task import Task
 from testbed.training.checkpoints import Cadence
 from testbed.training.clock import Ledger
@@ -108,7 +109,7 @@ def drive(runner: Runner, due: list[int], longest: float = math.inf) -> Generato
         runner.save()
         raise
     except Exception as error:
-        runner.fail(f"{type(error).__name__}: {error}")
+        runner.fail(describe(error))
         raise
     runner.end()
     yield runner.progress()
