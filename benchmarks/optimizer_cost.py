@@ -46,7 +46,7 @@ def main() -> None:
     """Times all, prints the tables, writes table and figure."""
     args = parser().parse_args()
     names = list(dict.fromkeys(["adam", *(args.opt or registry.registered())]))
-    specs = [registry.find(name) for name in names]
+    specs = registry.find_all(names)
     rows: list[dict[str, Any]] = []
     for name in args.shapes or SHAPES:
         params = choose("--shapes", name, SHAPES)()

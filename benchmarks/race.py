@@ -105,16 +105,15 @@ def make_lanes(
     """A lane for each `--opt`, in their order.
 
     Raises:
-      RequestError: an unknown optimizer or hyperparameter.
+      RequestError: an unknown optimizer or hyperparameter, or two optimizers of one name.
     """
-    found = {opt: registry.find(opt) for opt in opts}
     specs: dict[str, Spec] = {}
-    for opt in opts:
-        lane, number = found[opt].name, 1
-        while lane in specs:
+    for spec in registry.find_all(opts):
+        lane, number = spec.name, 1
+        while lane.casefold() in map(str.casefold, specs):
             number += 1
-            lane = f"{found[opt].name}-{number}"
-        specs[lane] = found[opt]
+            lane = f"{spec.name}-{number}"
+        specs[lane] = spec
     # A hyperparameter of one lane alone names the lane.
     named = {lane: dataclasses.replace(spec, name=lane) for lane, spec in specs.items()}
     return {

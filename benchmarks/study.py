@@ -15,7 +15,7 @@ from analysis.statistics import summary
 from analysis.statistics.summary import Estimate
 from benchmarks.cli import Parser, add_debug_option, positive, serve
 from benchmarks.runner import run_all
-from benchmarks.trials import add_task_options, choose_task, make_trial
+from benchmarks.trials import add_task_options, choose_task, hyperparameters, make_trial
 from optimizers import registry
 from testbed.problem.problem import open_problem
 
@@ -36,8 +36,9 @@ def main() -> None:
     args = p.parse_args()
     task, steps, published = choose_task(args)
     spec = registry.find(args.opt)
+    hp = hyperparameters(spec, [spec], [], published.get(spec.name, {}))
     trials = [
-        make_trial(open_problem(task, protocol), spec, steps, seed, published.get(spec.name, {}))
+        make_trial(open_problem(task, protocol), spec, steps, seed, hp)
         for protocol in ("fixed_teacher", "function_matching")
         for seed in range(args.seeds)
     ]

@@ -37,10 +37,11 @@ from benchmarks.runner import print_table
 from benchmarks.trials import add_task_options, choose_problem, make_trial
 from optimizers import registry
 from optimizers.spec import Range, Spec
-from testbed import devices, records
+from testbed import devices, plugins, records
 from testbed.errors import RequestError
 from testbed.problem.problem import Problem
 from testbed.training.batch import sharing_lessons
+from testbed.training.optimizer import Optimizer
 from testbed.training.trial import Trial
 
 TUNING_SEED = 2**31 - 1  # no `--seeds N` comes near it, nor
@@ -89,7 +90,7 @@ def main() -> None:
         devices.use_cores(args.devices)
     here = {} if args.engine == "local" else {"devices": None}
     problem, steps, published = choose_problem(argparse.Namespace(**{**vars(args), **here}))
-    field = Field(problem, steps, [registry.find(opt) for opt in args.opt], published)
+    field = Field(problem, steps, registry.find_all(args.opt), published)
     refuse(field, args)
     args.trials = args.trials or (5 if args.ruleset == "external" else 16)
     args.seeds, args.studies = args.seeds or 5, args.studies or 5
@@ -106,11 +107,12 @@ def refuse(field: Field, args: argparse.Namespace) -> None:
     """Finds errors before anything runs.
 
     Raises:
-      RequestError: an optimizer cannot be searched, two have one name, an option does not go with the
+      RequestError: an optimizer cannot be searched or is given twice, an option does not go with the
         ruleset, or a folder has records of another version of the task.
     """
     for number, spec in enumerate(field.specs):
         points(spec, 1)
+        registry.require_values(spec, {}, "give it a default: a sweep runs the defaults, too")
         if spec.name in [other.name for other in field.specs[:number]]:
             raise RequestError(
                 f"--opt {args.opt[number]}: {spec.name} is taken; give it a name of its own in SPEC"
@@ -136,7 +138,8 @@ def run_trials(
     """Runs the unfinished trials, by an engine: in batches of trials that share their lessons."""
     # Of all trials, finished or not, so that the batches of a resumed sweep are what they were.
     size = min(args.batch, max(LEAST, math.ceil(len(trials) / engine.at_once)))
-    opts = {registry.find(opt).name: _absolute(opt) for opt in args.opt}
+    specs = registry.find_all(args.opt)
+    opts = {spec.name: _absolute(opt) for spec, opt in zip(specs, args.opt, strict=True)}
     names = ("task", "protocol", "horizon", "steps", "lessons_from", "precision", "devices")
     options = {name: getattr(args, name) for name in names}
     # As decided here: a worker's devices may be of another kind than this machine's.
@@ -151,7 +154,7 @@ def run_trials(
                     opts[trial.optimizer.name],
                     trial.total_steps,
                     trial.seed,
-                    dict(trial.optimizer.hyperparameters),
+                    chosen(trial.optimizer),
                     trial.lesson_seed,
                 )
                 for trial in batch
@@ -163,6 +166,19 @@ def run_trials(
         for batch in batches
     ]
     engine.run(jobs)
+
+
+def chosen(optimizer: Optimizer) -> dict[str, Any]:
+    """The hyperparameters that are not the defaults: numbers, which any process can read.
+
+    A default may be of a type that is defined in a user's file.
+    """
+    defaults = plugins.defaults(optimizer.build)
+    return {
+        name: value
+        for name, value in optimizer.hyperparameters.items()
+        if name not in defaults or value is not defaults[name]
+    }
 
 
 def tune(field: Field, args: argparse.Namespace, run: Run) -> None:
@@ -286,16 +302,10 @@ def points(spec: Spec, count: int) -> list[Mapping[str, Any]]:
     """Points of the search space, rounded to three digits: the first `count` of the sequence.
 
     Raises:
-      RequestError: the optimizer has no search space, or an empty one.
+      RequestError: the optimizer has no search space.
     """
     if not spec.space:
         raise RequestError(f"--opt {spec.name}: it has no search space; give it one in SPEC.space")
-    for name, (low, high, log) in spec.space.items():
-        if not low < high or (log and low <= 0):
-            raise RequestError(
-                f"--opt {spec.name}: the search space of {name} is empty: {low:g} to {high:g}; it needs "
-                f"low < high{' and low > 0, since it is logarithmic' if log else ''}"
-            )
     cube = qmc.Halton(len(spec.space), scramble=True, rng=0).random(count)
     return [
         {name: _within(search, u) for (name, search), u in zip(spec.space.items(), row, strict=True)}

@@ -11,7 +11,7 @@ from benchmarks.cli import natural, positive
 from optimizers import registry
 from optimizers.spec import Spec
 from testbed import devices
-from testbed.errors import RequestError, choose
+from testbed.errors import RequestError, choose, printable
 from testbed.models.network import has_precision
 from testbed.problem.problem import Problem, open_problem
 from testbed.problem.task import Task
@@ -156,9 +156,12 @@ def hyperparameters(
         name, separator, value = item.partition("=")
         if not separator:
             raise RequestError(f"--hp {item}: write NAME=VALUE, such as learning_rate=0.01")
-        owner, _, short = name.rpartition(".")
-        if owner and owner not in [s.name for s in specs]:
-            raise RequestError(f"--hp {item}: {owner!r} is not among the optimizers of this run")
+        owner, _, short = name.rpartition(".")  # owners' names may have dots, hyperparameters' have none
+        if owner and owner not in (names := [s.name for s in specs]):
+            raise RequestError(
+                f"--hp {printable(item, 100)}: {owner!r} is not among the optimizers of this run: "
+                f"{', '.join(names)}"
+            )
         if owner in ("", spec.name):
             values[short] = value
     return registry.configure(spec, values)

@@ -10,12 +10,15 @@ from typing import Any, NamedTuple
 import optax
 from jax import Array
 
+from testbed import plugins
+from testbed.errors import RequestError, check_name
+
 EvalParams = Callable[[Any, Any], Any]  # opt_state, params -> the parameters to evaluate
 Diagnostics = Callable[[Any], Mapping[str, Array]]  # opt_state -> name -> scalar
 
 
 class Range(NamedTuple):
-    """The range in which a hyperparameter is searched."""
+    """The range in which a hyperparameter is searched: low < high; low > 0, if it is logarithmic."""
 
     low: float
     high: float
@@ -23,7 +26,7 @@ class Range(NamedTuple):
 
 
 class Bounds(NamedTuple):
-    """The values that a hyperparameter can have at all: low <= value < high."""
+    """The values that a hyperparameter can have at all: low <= value < high, with low < high."""
 
     low: float
     high: float = math.inf
@@ -61,10 +64,10 @@ def bounds(build: Callable[..., Any], **own: Bounds) -> dict[str, Bounds]:
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """An optimizer.
+    """An optimizer; one that contradicts itself is refused when it is made.
 
     Attributes:
-      name: as in `--opt`.
+      name: as in `--opt`, and in records and the names of their folders; see `errors.check_name`.
       build: total_steps, **hyperparameters -> an optax transformation. Hyperparameters and their
         defaults are its keyword-only arguments.
       space: hyperparameter -> range to search. The field's learning rates have two decades each, Adam's
@@ -87,3 +90,38 @@ class Spec:
     eval_params: EvalParams | None = None
     vmappable: bool = True
     diagnostics: Diagnostics | None = None
+
+    def __post_init__(self) -> None:
+        check_name("optimizer", self.name)
+        what = f"optimizer {self.name}"
+        plugins.require_build(what, self.build)
+        _require_table(f"{what}: its space", self.build, self.space, Range)
+        _require_table(f"{what}: its bounds", self.build, self.bounds, Bounds)
+        for name, (low, high, log) in self.space.items():
+            if not -math.inf < low < high < math.inf or (log and low <= 0):
+                raise RequestError(
+                    f"{what}: the search space of {name} is empty: {low:g} to {high:g}; it needs "
+                    f"low < high{' and low > 0, since it is logarithmic' if log else ''}"
+                )
+        for name, (low, high) in self.bounds.items():
+            if not low < high:
+                raise RequestError(
+                    f"{what}: no value of {name} is allowed: {low:g} <= {name} < {high:g}"
+                )
+
+
+def _require_table(
+    what: str, build: Callable[..., Any], table: object, kind: type[Range] | type[Bounds]
+) -> None:
+    """Raises RequestError unless it maps hyperparameters of `build` to a `kind` of numbers."""
+    if not isinstance(table, Mapping):
+        raise RequestError(f"{what} is {table!r}; write {{name: {kind.__name__}(low, high)}}")
+    variadic = inspect.Parameter.VAR_KEYWORD in {
+        p.kind for p in inspect.signature(build).parameters.values()
+    }
+    known = list(plugins.hyperparameters(build))
+    for name, limits in table.items():
+        if name not in known and not variadic:
+            raise RequestError(f"{what} names {name!r}, but build has {', '.join(known) or 'none'}")
+        if not isinstance(limits, kind) or not all(isinstance(x, float | int) for x in limits[:2]):
+            raise RequestError(f"{what} of {name} is {limits!r}; write {kind.__name__}(low, high)")

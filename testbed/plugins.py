@@ -14,6 +14,8 @@ import importlib.metadata
 import importlib.util
 import inspect
 import linecache
+import math
+import re
 import sys
 import sysconfig
 from collections.abc import Callable, Iterator, Mapping
@@ -34,6 +36,7 @@ OURS = {
 FOLLOWED = {"optimizers"}  # part of a checksum even where they are installed
 PLAIN = (type(None), bool, int, float, complex, str, bytes, Enum, range, slice, type(Ellipsis))
 CONTAINERS = (*PLAIN, tuple, list, set, frozenset, Mapping)
+STEPS = re.compile(r"_*(total_steps|steps|num_steps|n_steps)|_+")  # names of build's first argument
 STANDARD_LIBRARY = Path(sysconfig.get_paths()["stdlib"]).resolve()
 
 
@@ -111,14 +114,105 @@ def _is_helper(name: str, module: ModuleType, folder: Path) -> bool:
 # Hyperparameters
 
 
-def defaults(build: Callable[..., Any]) -> dict[str, Any]:
-    """Hyperparameter -> default, of an optimizer: the arguments after total_steps that have one.
+def require_build(what: str, build: object) -> None:
+    """Finds out whether a value can be an optimizer's `build`, from its signature.
 
-    Defaults that a record and a command line cannot hold, such as functions, are left out.
+    Any callable can be called with a number: `optax.adam` would take the number of steps for its rate.
+
+    Args:
+      what: whose it is, such as "optimizer mine".
+      build: the value.
+
+    Raises:
+      RequestError: it cannot be called, its first argument is not the number of steps, or an argument
+        after that cannot be given by its name.
     """
+    wanted = (
+        "build(total_steps, *, …) -> optax.GradientTransformation, whose first argument, without a "
+        "default, is called total_steps, steps, num_steps or n_steps"
+    )
+    try:
+        signature = inspect.signature(build)  # type: ignore[arg-type]
+    except (TypeError, ValueError) as error:
+        raise RequestError(f"{what}: {describe(error)}; it needs {wanted}") from error
+    parameters = list(signature.parameters.values())
+    if not (parameters and _is_steps(parameters[0])):
+        raise RequestError(f"{what}: its build takes {_arguments(signature)}; it needs {wanted}")
+    for other in parameters[1:]:
+        if other.kind is other.POSITIONAL_ONLY:
+            raise RequestError(
+                f"{what}: its build takes {other.name} by position only; write build(total_steps, *, "
+                f"{other.name}, …)"
+            )
+
+
+def _is_steps(first: inspect.Parameter) -> bool:
+    """Whether the first argument of a function is the number of steps."""
+    by_position = first.kind in (first.POSITIONAL_ONLY, first.POSITIONAL_OR_KEYWORD)
+    return by_position and first.default is first.empty and STEPS.fullmatch(first.name) is not None
+
+
+def _arguments(signature: inspect.Signature) -> str:
+    """The names of a function's arguments, as they are written; without defaults, which may be long."""
+    bare = [p.replace(annotation=p.empty, default=p.empty) for p in signature.parameters.values()]
+    return str(signature.replace(parameters=bare, return_annotation=signature.empty))
+
+
+def hyperparameters(build: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """Name -> hyperparameter of an optimizer: the arguments after total_steps that have a name."""
     parameters = list(inspect.signature(build).parameters.values())[1:]
-    plain = (type(None), bool, int, float, str)
-    return {p.name: p.default for p in parameters if isinstance(p.default, plain)}
+    return {p.name: p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+
+
+def defaults(build: Callable[..., Any]) -> dict[str, Any]:
+    """Hyperparameter -> default, of an optimizer: those that have one which a record can hold.
+
+    Others, such as functions, are left out: the checksum of the source covers them.
+    """
+    return {
+        name: parameter.default
+        for name, parameter in hyperparameters(build).items()
+        if parameter.default is not parameter.empty and _is_plain(parameter.default)
+    }
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether `as_json` has a form for a value."""
+    try:
+        as_json(value)
+    except (RequestError, RecursionError):
+        return False
+    return True
+
+
+def as_json(value: Any) -> Any:
+    """A hyperparameter as a record has it.
+
+    JSON has neither infinity nor NaN (here "inf", "-inf", "nan"), no tuples (lists), no members of an
+    Enum (their names); a scalar of NumPy or JAX is its number.
+
+    Raises:
+      RequestError: it is none of these, nor a number, a text, None, or a list or mapping of such.
+    """
+    if isinstance(value, Enum):
+        return value.name
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(float(value))
+    if isinstance(value, int):
+        if abs(value) >= 2**1024:  # Python refuses to write numbers of thousands of digits
+            raise RequestError("a hyperparameter of more than 1024 bits cannot be recorded")
+        return value
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, tuple | list):
+        return [as_json(item) for item in value]
+    if isinstance(value, Mapping):
+        return {str(as_json(key)): as_json(item) for key, item in value.items()}
+    if getattr(value, "shape", None) == () and hasattr(value, "item"):
+        return as_json(value.item())
+    raise RequestError(
+        f"a hyperparameter that is a {type(value).__name__} cannot be recorded; bind it inside of build"
+    )
 
 
 # Checksums

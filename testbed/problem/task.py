@@ -13,7 +13,7 @@ from testbed import plugins
 from testbed.data.arrays import Data, Generated
 from testbed.data.tfds import Stream
 from testbed.data.views import mixup
-from testbed.errors import RequestError
+from testbed.errors import RequestError, check_name
 from testbed.metrics import Metric
 from testbed.models.network import parts_of
 from testbed.problem.distances import CATEGORICAL, Distance
@@ -49,7 +49,7 @@ class Task:
     """A fixed problem: its data, the student, its teachers, and how the student is evaluated.
 
     Attributes:
-      name: as in `--task`.
+      name: as in `--task`, and in records and the names of their folders; see `errors.check_name`.
       summary: one line for `--list`.
       source: the data: a function that loads arrays which fit the device, a stream, or a generator.
       student: network whose parameters are learned: inputs [b, ...] -> logits [b, classes] or
@@ -99,6 +99,7 @@ class Task:
     version: int = 1
 
     def __post_init__(self) -> None:
+        check_name("task", self.name)
         names = [teacher.name for teacher in self.teachers]
         if not self.horizons or not names or len({*names}) < len(names):
             raise RequestError(

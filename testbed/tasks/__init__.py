@@ -89,6 +89,6 @@ def find(name: str) -> Task:
     task = getattr(module, "TASK", None)
     if not isinstance(task, Task):
         raise RequestError(f"--task {name}: it defines no TASK = testbed.Task(...)")
-    if task.name in TASKS:
+    if task.name.casefold() in map(str.casefold, TASKS):  # they may be folders of one file system
         raise RequestError(f"--task {name}: the name {task.name} is taken; give TASK another")
     return task

@@ -13,7 +13,7 @@ import optax
 from jax import Array
 
 from testbed import devices, plugins
-from testbed.errors import RequestError, refusing
+from testbed.errors import RequestError, check_name, refusing
 from testbed.problem.lessons import Params
 from testbed.problem.problem import Problem
 
@@ -74,7 +74,7 @@ def as_optimizer(given: Any, problem: Problem, name: str | None = None) -> Optim
       name: to be recorded instead of its own.
 
     Raises:
-      RequestError: `given` is none of these, or cannot be identified.
+      RequestError: `given` is none of these, or cannot be identified, or its name is none.
     """
     if isinstance(given, str):
         given = find(given)
@@ -85,14 +85,17 @@ def as_optimizer(given: Any, problem: Problem, name: str | None = None) -> Optim
     elif isinstance(given, optax.GradientTransformation):
         optimizer = from_transformation(given, problem)
     elif callable(given) and str(getattr(given, "__module__", "")).partition(".")[0] != "optax":
-        label = getattr(given, "__name__", type(given).__name__)
+        label = getattr(given, "__name__", type(given).__name__).replace("<lambda>", "lambda")
+        plugins.require_build(f"optimizer {label}", given)
         optimizer = Optimizer(label, given, plugins.defaults(given), plugins.source_sha256(given, label))
     else:
         raise RequestError(
             f"optimizer {given!r}: give an optax transformation such as optax.adam(0.01), a function "
             "build(total_steps, *, ...) that returns one, or a registered name such as 'adam'"
         )
-    return dataclasses.replace(optimizer, name=name) if name else optimizer
+    optimizer = optimizer if name is None else dataclasses.replace(optimizer, name=name)
+    check_name("optimizer (Trial(name=...) gives it another name)", optimizer.name)
+    return optimizer
 
 
 def find(name: str) -> Any:

@@ -5,7 +5,7 @@ import hashlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from testbed import records
+from testbed import plugins, records
 from testbed.errors import RequestError
 from testbed.models import public
 from testbed.problem.lessons import Keys, Params, make_keys
@@ -105,7 +105,7 @@ class Trial:
             "temperature": self.task.temperature,
             "optimizer": self.optimizer.name,
             "optimizer_sha256": self.optimizer.sha256,
-            "hyperparameters": dict(self.optimizer.hyperparameters),
+            "hyperparameters": plugins.as_json(self.optimizer.hyperparameters),
             "seed": self.seed,
             "total_steps": self.total_steps,
         }
