@@ -36,7 +36,7 @@ def main() -> None:
     log = loggers.choose(args.log, args.out)
     init = make_init(args)
     seeds = [args.seed] if args.seeds is None else list(range(args.seeds))
-    specs = registry.find_all(args.opt)
+    specs = list({spec.name: spec for spec in registry.find_all(args.opt)}.values())
     chosen = {
         spec.name: hyperparameters(spec, specs, args.hp, published.get(spec.name, {})) for spec in specs
     }

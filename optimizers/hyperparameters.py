@@ -115,11 +115,12 @@ def literal(text: str) -> Any:
 def forms_of(build: Callable[..., Any], parameter: inspect.Parameter) -> list[Form]:
     """The forms of a hyperparameter, the most special first; none, if no text can give it."""
     default, annotation = parameter.default, _annotation(build, parameter)
-    forms = _of_default(default) if annotation is MISSING else _of_annotation(annotation)
+    suggested = _of_default(default) if default is MISSING or plugins.is_plain(default) else []
+    forms = suggested if annotation is MISSING else _of_annotation(annotation)
     if default is None:
         forms = [*forms, Form("none")]
     elif default is not MISSING and (ANY in forms or not forms):  # it says more than the annotation
-        forms = [form for form in forms if form != ANY] + _of_default(default)
+        forms = [form for form in forms if form != ANY] + suggested
     if "dtype" in parameter.name.split("_") and STR not in forms:
         forms = [*forms, Form("dtype")]
     if type(default) is float:  # 1 is 1.0 then
@@ -178,8 +179,8 @@ def _of_type(kind: type, items: tuple[Any, ...] = ()) -> list[Form]:
     ):
         if issubclass(kind, base):
             return [Form(name)]
-    if issubclass(kind, tuple | list) or kind in (Sequence, Iterable):
-        return [Form("sequence", list if issubclass(kind, list) else tuple, items)]
+    if kind in (tuple, list, Sequence, Iterable):  # no other tuples, whose items have names
+        return [Form("sequence", list if kind is list else tuple, items)]
     return []
 
 

@@ -206,8 +206,8 @@ def _from_optax(opt: str, module: str, name: str) -> Spec:
         )
     if inner := _inner_optimizer(function):
         raise RequestError(
-            f"--opt {opt}: it takes another optimizer, its {inner}; write a file whose build(total_steps, "
-            f"*, …) returns {opt}(…), and give its path"
+            f"--opt {opt}: it takes another optimizer, its {inner}; write a file whose "
+            f"build(total_steps, *, …) returns {opt}(…), and give its path"
         )
     if not _makes_optimizer(function):
         raise RequestError(

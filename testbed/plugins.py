@@ -172,11 +172,11 @@ def defaults(build: Callable[..., Any]) -> dict[str, Any]:
     return {
         name: parameter.default
         for name, parameter in hyperparameters(build).items()
-        if parameter.default is not parameter.empty and _is_plain(parameter.default)
+        if parameter.default is not parameter.empty and is_plain(parameter.default)
     }
 
 
-def _is_plain(value: Any) -> bool:
+def is_plain(value: Any) -> bool:
     """Whether `as_json` has a form for a value."""
     try:
         as_json(value)

@@ -3,6 +3,7 @@
 import dataclasses
 import sys
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
@@ -49,6 +50,19 @@ def true_formats(tmp_path_factory: pytest.TempPathFactory) -> Path:
     stand_ins.write_flowers(folder / "data")
     stand_ins.write_teacher(folder / "checkpoints")
     return folder
+
+
+@pytest.fixture
+def tiny_task(tiny, monkeypatch):
+    """Registers the tiny task under its name."""
+    task = dataclasses.replace(tiny, horizons=MappingProxyType({"short": 20, "medium": 20}))
+    monkeypatch.setattr("testbed.tasks.TASKS", {**TASKS, "tiny": task})
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    """A folder for a user's files."""
+    return tmp_path / "files"
 
 
 @pytest.fixture

@@ -80,7 +80,7 @@ def as_optimizer(given: Any, problem: Problem, name: str | None = None) -> Optim
         given = find(given)
     if isinstance(given, Optimizer):
         optimizer = given
-    elif hasattr(given, "build"):
+    elif hasattr(given, "build") and hasattr(given, "eval_params"):
         optimizer = from_spec(given)
     elif isinstance(given, optax.GradientTransformation):
         optimizer = from_transformation(given, problem)
