@@ -139,6 +139,8 @@ def _annotation(build: Callable[..., Any], parameter: inspect.Parameter) -> Any:
     annotation = copied.get(parameter.name, MISSING) if own is MISSING else own
     if annotation is MISSING:
         return MISSING
+    if isinstance(function, type):
+        function = function.__init__  # type: ignore[misc]
     called = function if hasattr(function, "__globals__") else type(function).__call__
     names = getattr(inspect.unwrap(called), "__globals__", {})
     bearer = types.SimpleNamespace(__annotations__={parameter.name: annotation})

@@ -9,6 +9,7 @@ import difflib
 import functools
 import importlib
 import inspect
+import math
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ import optimizers
 from optimizers import hyperparameters
 from optimizers.spec import SHARED, Bounds, Spec
 from testbed import plugins
-from testbed.errors import RequestError, describe, printable, refusing
+from testbed.errors import RequestError, check_name, describe, printable, refusing
 
 FOLDER = Path(optimizers.__path__[0])
 PLACES = {"optax": optax, "optax.contrib": optax.contrib}
@@ -115,7 +116,8 @@ def configure(spec: Spec, given: Mapping[str, str]) -> dict[str, Any]:
             raise RequestError(f"{what} {error}") from error
         bounds = spec.bounds.get(name, ALL.get(name))
         if bounds and not _is_allowed(values[name], bounds) and values[name] != known[name].default:
-            raise RequestError(f"{what} takes {name} {bounds}")
+            finite = ", and finite" if values[name] == math.inf else ""
+            raise RequestError(f"{what} takes {name} {bounds}{finite}")
     require_values(spec, values)
     return values
 
@@ -169,10 +171,16 @@ def _from_file(opt: str) -> Spec:
 def _spec_of(module: ModuleType, name: str) -> Spec:
     spec = getattr(module, "SPEC", None)
     if spec is None:
-        return Spec(name=name, build=module.build)
+        return _unnamed(name, module.build)
     if not isinstance(spec, Spec):
         raise RequestError(f"its SPEC is a {type(spec).__name__}, not an optimizers.spec.Spec")
     return spec
+
+
+def _unnamed(name: str, build: Any, reference: str = "") -> Spec:
+    """The Spec of a `build` that has none: called as its file or import."""
+    check_name("its name (a SPEC gives it another)", name)
+    return Spec(name, build, reference=reference)
 
 
 def _is_taken(name: str) -> bool:
@@ -192,7 +200,7 @@ def _from_import(opt: str, module: str, name: str) -> Spec:
         if isinstance(value, Spec):
             taken = _is_taken(value.name) and value not in registered().values()
             return dataclasses.replace(value, name=opt.replace(":", ".")) if taken else value
-        return Spec(name=opt.replace(":", "."), build=value, reference=opt)
+        return _unnamed(opt.replace(":", "."), value, opt)
 
 
 def _from_optax(opt: str, module: str, name: str) -> Spec:

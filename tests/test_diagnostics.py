@@ -1,7 +1,5 @@
 """Diagnostics: what they measure is true, and they change no bit of training."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +7,6 @@ import optax
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from optimizers import registry
 from optimizers.spec import Spec
 from testbed.errors import RequestError
 from testbed.problem import protocols
@@ -92,7 +89,6 @@ def test_sharpness_of_a_student_is_that_of_its_hessian(tiny):
 
 def test_an_optimizers_own_counts_are_those_of_its_state(tiny, tmp_path):
     """As SPEC.diagnostics reads them, under optimizer_<name>."""
-    base = registry.find("sgd")
 
     def build(total_steps: int, *, learning_rate: float = 0.1):
         count = optax.GradientTransformation(
@@ -100,9 +96,7 @@ def test_an_optimizers_own_counts_are_those_of_its_state(tiny, tmp_path):
         )
         return optax.chain(count, optax.sgd(learning_rate))
 
-    spec = dataclasses.replace(
-        base, name="counting", build=build, eval_params=None, diagnostics=lambda s: {"updates": s[0]}
-    )
+    spec = Spec("counting", build, diagnostics=lambda state: {"updates": state[0]})
     record = finish(trial_of(tiny, spec), tmp_path, diagnose=[OWN])
     assert [m["optimizer_updates"] for m in record.measurements] == [
         m["step"] for m in record.measurements

@@ -2,6 +2,7 @@
 
 import dataclasses
 import enum
+import functools
 import inspect
 import json
 import math
@@ -106,6 +107,27 @@ def test_a_text_is_read_as_the_annotation_says_and_then_as_the_default_does(
 
 
 HUGE = "1" * 5000
+
+
+def test_annotations_that_are_texts_are_read_wherever_the_function_is():
+    def build(total_steps, *, x: "Rate", y: "int | None" = None):
+        return optax.sgd(x)
+
+    class Rule:
+        def __init__(self, total_steps, *, x: "Rate"):
+            pass
+
+        def __call__(self, total_steps, *, x: "Rate"):
+            return optax.sgd(x)
+
+    @functools.wraps(build)
+    def wrapped(*args, **kwargs):
+        return build(*args, **kwargs)
+
+    for function in (build, Rule, Rule(1, x=1.0), functools.partial(build, y=1), wrapped):
+        assert type(hyperparameters.read(function, "x", "1")) is float
+
+
 NOT_READ = [  # annotation, default, text, value
     (None, 0, "fast"), (None, 0, "true"), (None, 0.5, "fast"), (None, 0.5, "none"), (None, 0.5, "nan"),
     (None, 0.5, "1e999"), (None, 0.5, "-1e999"), (None, 0.5, "1e39"), (None, 0.5, HUGE),
