@@ -14,8 +14,10 @@ import importlib.metadata
 import importlib.util
 import inspect
 import linecache
+import re
 import sys
 import sysconfig
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from enum import Enum
@@ -23,6 +25,7 @@ from pathlib import Path
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
+from testbed import process
 from testbed.errors import RequestError, describe
 
 PREFIX = "funmatch_file_"  # of the module names of users' files
@@ -58,14 +61,16 @@ def load_file(option: str, path: str | Path) -> ModuleType:
     if not file.is_file():
         raise RequestError(f"{option} {path}: there is no such file")
     resolved = file.resolve()
-    name = f"{PREFIX}{hashlib.sha256(str(resolved).encode()).hexdigest()[:12]}_{file.stem}"
+    package = f"{PREFIX}{hashlib.sha256(str(resolved).encode()).hexdigest()[:12]}"
+    name = package + "." + re.sub(r"\W", "_", file.stem)
     spec = importlib.util.spec_from_file_location(name, resolved)
-    if spec is None or spec.loader is None:
+    if spec is None or spec.loader is None or file.suffix != ".py":
         raise RequestError(f"{option} {path}: not a Python file (its name must end in .py)")
     module = importlib.util.module_from_spec(spec)
-    with _helpers_of(module, resolved.parent):
+    with process.preserved(f"{option} {path}"), _helpers_of(module, package, resolved.parent):
         try:
-            spec.loader.exec_module(module)
+            with warnings.catch_warnings():  # filters that it sets are its own
+                spec.loader.exec_module(module)
         except (Exception, SystemExit) as error:
             del sys.modules[name]
             raise RequestError(
@@ -75,13 +80,18 @@ def load_file(option: str, path: str | Path) -> ModuleType:
 
 
 @contextmanager
-def _helpers_of(module: ModuleType, folder: Path) -> Iterator[None]:
-    """Inside, this folder's modules can be imported, and those of earlier files are hidden."""
+def _helpers_of(module: ModuleType, package: str, folder: Path) -> Iterator[None]:
+    """Inside, this folder's modules can be imported, and those of earlier files are hidden.
+
+    Imports may be relative: the folder is a package of this name.
+    """
     for loaded in [m for name, m in sys.modules.items() if name.startswith(PREFIX)]:
         for name, helper in vars(loaded).get("__helpers__", {}).items():
             if sys.modules.get(name) is helper:
                 del sys.modules[name]
     importlib.invalidate_caches()
+    sys.modules[package] = ModuleType(package)
+    sys.modules[package].__path__ = [str(folder)]
     sys.modules[module.__name__] = module  # where dataclasses and pickle look for it
     before, bytecode = set(sys.modules), sys.dont_write_bytecode
     sys.path.insert(0, str(folder))
@@ -395,9 +405,10 @@ def _root_of_top(top: str) -> Path | None:
 
 def _root(name: str, path: Path) -> Path:
     """The folder in which a module's dotted name starts."""
-    if name.startswith(PREFIX) or name == "__main__":
+    if name == "__main__":
         return path.parent
-    return path.parents[name.count(".") + (path.name == "__init__.py")]
+    above = name.count(".") - name.startswith(PREFIX)
+    return path.parents[above + (path.name == "__init__.py")]
 
 
 def _is_file(file: str | None) -> bool:

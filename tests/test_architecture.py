@@ -47,7 +47,7 @@ def test_rooms_import_only_what_they_may(path):
 # Rooms from the ground up: each imports from those above it in its list, and from itself.
 FLOORS = {
     "testbed": [
-        *("errors", "paths", "records", "metrics", "plugins", "devices", "provenance"),
+        *("errors", "process", "paths", "records", "metrics", "plugins", "devices", "provenance"),
         *("compilation_cache", "models", "data", "teachers", "problem", "tasks", "training"),
     ],
     "analysis": ["frames", "statistics", "figures", "output", "report"],

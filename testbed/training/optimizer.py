@@ -43,25 +43,36 @@ class Optimizer:
     diagnostics: Callable[[Any], Mapping[str, Array]] | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class Static:
+    """Hyperparameters that are compiled in; two are equal if their values read the same."""
+
+    text: str
+    values: Mapping[str, Any] = dataclasses.field(compare=False)
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> "Static":
+        """From name -> value, of any types: also those that cannot be hashed."""
+        return cls(repr(sorted(values.items())), values)
+
+
 class Partition(NamedTuple):
     """Hyperparameters that are compiled in, and the names of those that are arguments."""
 
-    static: tuple[tuple[str, Any], ...]
+    static: Static
     traced: tuple[str, ...]
 
 
 def partition_hyperparameters(optimizer: Optimizer) -> Partition:
     """Makes floats arguments, and compiles in the others."""
-    values = sorted(optimizer.hyperparameters.items())
-    return Partition(
-        static=tuple((name, value) for name, value in values if type(value) is not float),
-        traced=tuple(name for name, value in values if type(value) is float),
-    )
+    values = optimizer.hyperparameters
+    traced = tuple(sorted(name for name, value in values.items() if type(value) is float))
+    return Partition(Static.of({n: v for n, v in values.items() if n not in traced}), traced)
 
 
 def all_static(optimizer: Optimizer) -> Partition:
-    """Compiles all in, for an optimizer that branches in Python on one."""
-    return Partition(tuple(sorted(optimizer.hyperparameters.items())), ())
+    """Compiles all in, for an optimizer whose Python code needs the value of one."""
+    return Partition(Static.of(optimizer.hyperparameters), ())
 
 
 def as_optimizer(given: Any, problem: Problem, name: str | None = None) -> Optimizer:
@@ -144,7 +155,7 @@ def traced_sha256(given: optax.GradientTransformation, problem: Problem) -> str:
     def update(grads: Params, state: Any, params: Params, key: Array) -> Any:
         extra = {"value": value_fn(params), "grad": grads, "value_fn": value_fn, "key": key}
         logits_fn = {"logits_fn": lambda params: jnp.zeros(logits.shape[1:]) + value_fn(params)}
-        return optimizer.update(grads, state, params, **extra, **logits_fn)
+        return optimizer.update(grads, state, params, obj_fn=value_fn, **extra, **logits_fn)
 
     key = jax.eval_shape(jax.random.key, 0)
     with devices.as_if_one(), refusing("optimizer"):
