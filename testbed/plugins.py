@@ -21,7 +21,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from enum import Enum
-from pathlib import Path
+from pathlib import Path, PurePath
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -35,7 +35,7 @@ OURS = {
     "analysis",
 }  # the testbed itself has a version and a commit in the record
 FOLLOWED = {"optimizers"}  # part of a checksum even where they are installed
-PLAIN = (type(None), bool, int, float, complex, str, bytes, Enum, range, slice, type(Ellipsis))
+PLAIN = (type(None), bool, int, float, complex, str, bytes, Enum, PurePath, range, slice)
 CONTAINERS = (*PLAIN, tuple, list, set, frozenset, Mapping)
 STANDARD_LIBRARY = Path(sysconfig.get_paths()["stdlib"]).resolve()
 
@@ -73,8 +73,9 @@ def load_file(option: str, path: str | Path) -> ModuleType:
                 spec.loader.exec_module(module)
         except (Exception, SystemExit) as error:
             del sys.modules[name]
+            what = describe(error).replace(package, "")  # of a relative import
             raise RequestError(
-                f"{option} {path}: importing it raised {describe(error)}; --debug shows where"
+                f"{option} {path}: importing it raised {what}; --debug shows where"
             ) from error
     return module
 
@@ -234,7 +235,7 @@ def _bound(value: Any) -> Mapping[Any, Any] | None:
 
 def _function(function: FunctionType, where: str, seen: set[Any]) -> Iterator[bytes]:
     """The pieces of a function: its module, or its own source; and the values bound to it."""
-    yield function.__qualname__.encode()
+    yield f"{function.__qualname__} {_place(function)}".encode()
     names = function.__globals__  # not __module__, which functools.wraps copies
     in_file = _is_file(names.get("__file__")) and not _is_typed_in(function.__code__)
     if in_file:
@@ -252,6 +253,16 @@ def _function(function: FunctionType, where: str, seen: set[Any]) -> Iterator[by
         yield from _pieces(_contents(cell), f"{where}, which reads {name}", seen)
     defaults = dict(enumerate(function.__defaults__ or ())) | (function.__kwdefaults__ or {})
     yield from _pieces(defaults, f"{where}, whose defaults", seen)
+
+
+def _place(function: FunctionType) -> str:
+    """Where a function is in its file, unless it is found there by its name: lambdas share one."""
+    if function.__globals__.get(function.__qualname__) is function:
+        return ""
+    code = function.__code__
+    first = code.co_firstlineno
+    columns = [column for line, _, column, _ in code.co_positions() if line == first and column]
+    return f"{first if _is_file(code.co_filename) else 0} {min(columns, default=0)}"
 
 
 def _contents(cell: Any) -> Any:

@@ -5,6 +5,7 @@ import functools
 import hashlib
 import io
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ import optax
 from jax import Array, random
 
 from testbed import devices, process
-from testbed.errors import RequestError, refusing
+from testbed.errors import RequestError, describe, refusing
 from testbed.models import network as networks
 from testbed.problem.evaluation import Evaluate, Student
 from testbed.problem.lessons import Keys, Params, TrainingData, make_keys
@@ -38,13 +39,14 @@ class ProgramKey:
     """Everything that determines compiled programs: trials with equal keys share them."""
 
     problem: Problem
-    sha256: str  # of the optimizer's source
+    identity: Any  # of `build`: itself, or its address if it cannot be hashed
     eval_params: Callable[[Any, Params], Params] | None
     total_steps: int
     static: Static
     traced: tuple[str, ...]
     from_init: bool
-    build: Build = dataclasses.field(compare=False)  # sha256 identifies it
+    name: str = dataclasses.field(compare=False)
+    build: Build = dataclasses.field(compare=False)
 
     def make_optimizer(self, hp: Mapping[str, Any]) -> optax.GradientTransformationExtraArgs:
         """The transformation with these values of the traced hyperparameters.
@@ -53,8 +55,18 @@ class ProgramKey:
         """
         if not self.traced:
             return build_once(self)
-        with redirect_stdout(io.StringIO()):  # with real values, it has been printed by `build_once`
-            return _checked(self.build(self.total_steps, **self.static.values, **hp))
+        with redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # `build_once` has shown all that with real values
+            return self.built(hp)
+
+    def built(self, hp: Mapping[str, Any]) -> optax.GradientTransformationExtraArgs:
+        """What `build` returns."""
+        with process.preserved(f"optimizer {self.name}"):
+            built = self.build(self.total_steps, **self.static.values, **hp)
+        if not isinstance(built, optax.GradientTransformation):
+            kind = type(built).__name__
+            raise RequestError(f"build returned a {kind}, not an optax.GradientTransformation")
+        return optax.with_extra_args_support(built)
 
     def evaluated(self, opt_state: Any, params: Params) -> Params:
         """The parameters to evaluate."""
@@ -64,23 +76,15 @@ class ProgramKey:
 @functools.lru_cache(maxsize=KEPT)
 def build_once(key: ProgramKey) -> optax.GradientTransformationExtraArgs:
     """The transformation, with all hyperparameters compiled in."""
-    return _checked(key.build(key.total_steps, **key.static.values))
-
-
-def _checked(built: Any) -> optax.GradientTransformationExtraArgs:
-    if not isinstance(built, optax.GradientTransformation):
-        raise RequestError(
-            f"build returned a {type(built).__name__}, not an optax.GradientTransformation"
-        )
-    return optax.with_extra_args_support(built)
+    return key.built({})
 
 
 def program_key(
     problem: Problem, optimizer: Optimizer, total_steps: int, partition: Partition, from_init: bool
 ) -> ProgramKey:
     """The key of an optimizer's programs, with its hyperparameters partitioned."""
-    rule = (optimizer.sha256, optimizer.eval_params)
-    return ProgramKey(problem, *rule, total_steps, *partition, from_init, optimizer.build)
+    rule, source = (optimizer.identity, optimizer.eval_params), (optimizer.name, optimizer.build)
+    return ProgramKey(problem, *rule, total_steps, *partition, from_init, *source)
 
 
 class CompiledTrial(NamedTuple):
@@ -121,7 +125,7 @@ def compile_trial(
     """
     about = f"optimizer {optimizer.name}"
     rule = (problem, optimizer, total_steps)
-    with process.preserved(about), refusing(about):
+    with refusing(about):
         static = program_key(*rule, all_static(optimizer), from_init)
         build_once(static)  # the values are valid, before any is replaced by a tracer
         if (parts := partition_hyperparameters(optimizer)).traced:
@@ -130,10 +134,35 @@ def compile_trial(
                     return _compiled(program_key(*rule, parts, from_init))
             except jax.errors.JaxRuntimeError:  # the compiler's, such as lack of memory
                 raise
-            except Exception:  # noqa: S110 (whatever it is, the values may help)
+            except (Exception, SystemExit):  # noqa: S110 (whatever it is, the values may help)
                 pass
-        with _printing_on_success():
+        with _printing_on_success(), explaining():
             return _compiled(static)
+
+
+@contextmanager
+def explaining() -> Iterator[None]:
+    """Inside, an optimizer is traced; JAX's errors become RequestErrors that say what can be done."""
+    try:
+        yield
+    except jax.errors.UnexpectedTracerError as error:
+        raise RequestError(
+            "what it leaves in Python for a later call has arrays; return them in the state "
+            f"({describe(error)})"
+        ) from error
+    except jax.errors.JAXTypeError as error:
+        raise RequestError(
+            "it cannot be compiled: its Python code needs the value of an array, which is known only "
+            "when a step runs; use jnp.where, or static_args of optax.inject_hyperparams "
+            f"({describe(error)})"
+        ) from error
+    except AttributeError as error:
+        if not str(error).startswith("'dict' object"):
+            raise
+        raise RequestError(
+            f"{describe(error)}: parameters are nested dictionaries of arrays; a transformation that "
+            "needs others, as optax.lookahead does, can keep its own in its state"
+        ) from error
 
 
 @contextmanager
@@ -222,12 +251,23 @@ def _compile(key: ProgramKey, *, checkpointed: bool) -> CompiledTrial:
         params=params,
         key=key,
         checkpointed=checkpointed,
-        sha256=text_sha256(lowered),
+        sha256=traced_sha256(lowered),
     )
 
 
-def text_sha256(lowered: Any) -> str:
-    """SHA-256 of a program as it was traced; the same in every process, with one version of JAX."""
+def traced_sha256(lowered: Any) -> str:
+    """SHA-256 of a step's program as it was traced; the same in every process, with one version of JAX.
+
+    Raises:
+      RequestError: the program has inputs that it is not called with: arrays of other traces.
+    """
+    try:
+        _ = lowered.in_avals
+    except ValueError as error:
+        raise RequestError(
+            "what init leaves in Python for update has arrays; return them in the state (sizes, names "
+            "and the structure of a tree may be left there)"
+        ) from error
     return hashlib.sha256(str(lowered.as_text()).encode()).hexdigest()
 
 

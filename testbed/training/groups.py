@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax, random
 
-from testbed import devices, process
+from testbed import devices
 from testbed.errors import RequestError, refusing
 from testbed.problem.evaluation import EvalData, Student, evaluate
 from testbed.problem.lessons import Keys, Params, TrainingData, make_keys, split_seeds
@@ -26,9 +26,10 @@ from testbed.training.compile import (
     KEPT,
     ProgramKey,
     build_once,
+    explaining,
     make_functions,
     program_key,
-    text_sha256,
+    traced_sha256,
 )
 from testbed.training.optimizer import Partition, all_static, partition_hyperparameters
 from testbed.training.step import State, require_same_tree, train_step
@@ -132,7 +133,7 @@ def compile_groups(
     kinds: dict[Any, list[Trial]] = {}
     for trial in trials:
         partition, optimizer = partition_hyperparameters(trial.optimizer), trial.optimizer
-        rule = (optimizer.sha256, optimizer.eval_params, optimizer.vmappable)
+        rule = (optimizer.identity, optimizer.eval_params, optimizer.vmappable)
         kinds.setdefault((rule, partition), []).append(trial)
     groups, alone = [], []
     for (_, partition), of_kind in kinds.items():
@@ -140,14 +141,13 @@ def compile_groups(
         use_vmap = vmapped
         if use_vmap is None:
             use_vmap = optimizer.vmappable and jax.default_backend() != "cpu"
-        with process.preserved(f"optimizer {optimizer.name}"):
-            try:
-                groups.append(_group(of_kind, lessons, partition, use_vmap))
-            except jax.errors.JaxRuntimeError:  # the compiler's, such as lack of memory
-                raise
-            except Exception:  # whatever it is, the trials may run alone, where values are known
-                require_runs_alone(of_kind)
-                alone += of_kind
+        try:
+            groups.append(_group(of_kind, lessons, partition, use_vmap))
+        except jax.errors.JaxRuntimeError:  # the compiler's, such as lack of memory
+            raise
+        except (Exception, SystemExit):  # whatever it is, alone they may run: there, values are known
+            require_runs_alone(of_kind)
+            alone += of_kind
     return groups, alone
 
 
@@ -158,7 +158,7 @@ def require_runs_alone(trials: Sequence[Trial]) -> None:
       RequestError: an optimizer fails on the student's parameters.
     """
     for trial in trials:
-        with refusing(f"optimizer {trial.optimizer.name}"):
+        with refusing(f"optimizer {trial.optimizer.name}"), explaining():
             key = static_key(trial)
             _, init, step, _ = make_functions(key)
             keys = trial.keys()
@@ -264,7 +264,7 @@ def _compile(key: ProgramKey, lessons: Lesson, n: int, vmapped: bool) -> GroupPr
         eval_params=on_eval_params.lower(state).compile(),
         evaluate=_make_evaluate(key.problem, student, each, _shaped(one.params, sharded, n)),
         params=one.params,
-        sha256=text_sha256(lowered),
+        sha256=traced_sha256(lowered),
     )
 
 

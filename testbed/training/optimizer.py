@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from importlib.metadata import entry_points
 from typing import Any, NamedTuple
 
@@ -41,6 +41,11 @@ class Optimizer:
     eval_params: Callable[[Any, Params], Params] | None = None
     vmappable: bool = True
     diagnostics: Callable[[Any], Mapping[str, Array]] | None = None
+
+    @property
+    def identity(self) -> Any:
+        """What `build` is known by among this process' programs: itself, if it can be hashed."""
+        return self.build if isinstance(self.build, Hashable) else id(self.build)
 
 
 @dataclasses.dataclass(frozen=True)

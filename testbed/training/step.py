@@ -97,7 +97,15 @@ def as_state(what: str, tree: Any) -> Any:
 
     def as_array(path: Any, leaf: Any) -> Array:
         try:
-            return jnp.asarray(leaf)
+            array = jnp.asarray(leaf)
+            if _bits(array.dtype) < 8:
+                raise RequestError(
+                    f"{what} {array.dtype} at {_path(path)}, which JAX does not pass from one program to "
+                    "the next; return it as int8, and convert it in update"
+                )
+            return array
+        except RequestError:
+            raise
         except (TypeError, ValueError, OverflowError) as error:
             raise RequestError(
                 f"{what} a {type(leaf).__name__} at {_path(path)}, where a state has an array or a "
@@ -109,6 +117,13 @@ def as_state(what: str, tree: Any) -> Any:
             f"{what} a dictionary at {_path(path)} whose keys cannot be sorted; use texts"
         )
     return jax.tree.map_with_path(as_array, tree)
+
+
+def _bits(dtype: Any) -> int:
+    """Of a number; 8 of all else."""
+    if jnp.issubdtype(dtype, jnp.integer):
+        return int(jnp.iinfo(dtype).bits)
+    return int(jnp.finfo(dtype).bits) if jnp.issubdtype(dtype, jnp.floating) else 8
 
 
 _REGISTER = "a class of its own is a NamedTuple, or registered by jax.tree_util.register_dataclass"
