@@ -17,9 +17,10 @@ import linecache
 import re
 import sys
 import sysconfig
+import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from enum import Enum
 from pathlib import Path, PurePath
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
@@ -37,6 +38,7 @@ OURS = {
 FOLLOWED = {"optimizers"}  # part of a checksum even where they are installed
 PLAIN = (type(None), bool, int, float, complex, str, bytes, Enum, PurePath, range, slice)
 CONTAINERS = (*PLAIN, tuple, list, set, frozenset, Mapping)
+STARTED = time.time()
 STANDARD_LIBRARY = Path(sysconfig.get_paths()["stdlib"]).resolve()
 
 
@@ -110,7 +112,8 @@ def _helpers_of(module: ModuleType, package: str, folder: Path) -> Iterator[None
 
 
 def _is_helper(name: str, module: ModuleType, folder: Path) -> bool:
-    file = getattr(module, "__file__", None)
+    # A package without an __init__.py has no file.
+    file = getattr(module, "__file__", None) or next(iter(getattr(module, "__path__", ())), None)
     return (
         file is not None
         and name.partition(".")[0] not in OURS | FOLLOWED
@@ -228,9 +231,16 @@ def _bound(value: Any) -> Mapping[Any, Any] | None:
     if callable(wrapped):  # by jax.jit, functools.cache and the like
         own = {} if _is_of_a_package(type(value).__module__) else attributes
         return {"function": wrapped} | dict(sorted(own.items()))
-    if callable(value) and attributes and not _is_found_by_name(value):
+    if not _is_of_a_package(type(value).__module__):
+        return {"class": type(value)} | dict(sorted((_slots(value) | attributes).items()))
+    if callable(value) and attributes:
         return {"class": type(value)} | dict(sorted(attributes.items()))
     return None
+
+
+def _slots(value: Any) -> dict[str, Any]:
+    names = [name for cls in type(value).__mro__ for name in vars(cls).get("__slots__", ())]
+    return {name: getattr(value, name) for name in names if hasattr(value, name)}
 
 
 def _function(function: FunctionType, where: str, seen: set[Any]) -> Iterator[bytes]:
@@ -245,8 +255,11 @@ def _function(function: FunctionType, where: str, seen: set[Any]) -> Iterator[by
         for name in sorted(_globals_of(function.__code__) & set(names)):
             yield name.encode()
             yield from _pieces(names[name], f"{where}, which reads {name}", seen)
-    if in_file and "<locals>" not in function.__code__.co_qualname:
-        return  # the bound values are in the source
+    if in_file:
+        _require_as_imported(function, where)
+        yield from _read_by(function, where, seen)
+        if "<locals>" not in function.__code__.co_qualname and function.__code__.co_name != "<lambda>":
+            return  # the bound values are in the source
     bound = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
     for name, cell in bound.items():
         yield name.encode()
@@ -263,6 +276,92 @@ def _place(function: FunctionType) -> str:
     first = code.co_firstlineno
     columns = [column for line, _, column, _ in code.co_positions() if line == first and column]
     return f"{first if _is_file(code.co_filename) else 0} {min(columns, default=0)}"
+
+
+def _require_as_imported(function: FunctionType, where: str) -> None:
+    """Raises RequestError where a file was edited after it was imported: its text is of other code."""
+    file = Path(function.__globals__["__file__"])
+    if file.stat().st_mtime <= STARTED or _is_of_a_package(function.__globals__["__name__"]):
+        return
+    codes: Collection[CodeType] = ()
+    with suppress(SyntaxError):
+        codes = _codes(file.read_bytes(), str(file))
+    if file.suffix == ".py" and function.__code__ not in codes:
+        raise RequestError(
+            f"{where}: {file.name} has been edited since it was imported; import it again "
+            "(importlib.reload), or restart Python"
+        )
+
+
+@functools.lru_cache(64)
+def _codes(content: bytes, file: str) -> frozenset[CodeType]:
+    """The code of a module's functions, as it is compiled from its text."""
+    found, left = set[CodeType](), [compile(content, file, "exec")]
+    while left:
+        found.add(code := left.pop())
+        left += [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+    return frozenset(found)
+
+
+def _read_by(function: FunctionType, where: str, seen: set[Any]) -> Iterator[bytes]:
+    """The values that a function in a file, and functions that it calls, read from modules of users.
+
+    Those that the source determines are left out: its text has them. Others are computed when a module
+    is imported (from the environment, from a file), or were set later.
+    """
+    attributes = _names_in(function.__code__, "LOAD_ATTR", "LOAD_METHOD")
+    for name, value in sorted(_read_from(function.__globals__, _globals_of(function.__code__))):
+        parts = [(name, function.__globals__, value)]
+        if isinstance(value, ModuleType) and _is_users(value.__name__, vars(value)):
+            parts = [(n, vars(value), v) for n, v in sorted(_read_from(vars(value), attributes))]
+        for part, names, found in parts:
+            if isinstance(found, FunctionType) and _is_users(found.__module__, found.__globals__):
+                yield from _pieces(found, f"{where}, which calls {part}", seen)
+            elif _is_value(found) and not _is_in_source(part, found, names["__file__"]):
+                yield part.encode()
+                yield from _pieces(found, f"{where}, which reads {part}", seen)
+
+
+def _read_from(names: Mapping[str, Any], read: set[str]) -> Iterator[tuple[str, Any]]:
+    return ((name, names[name]) for name in read & set(names) if not name.startswith("__"))
+
+
+def _is_users(module: str, names: Mapping[str, Any]) -> bool:
+    """Whether a module is a file of a user's, or one of FOLLOWED."""
+    known = module.partition(".")[0] in OURS or _is_of_a_package(module)
+    return not known and _is_file(names.get("__file__"))
+
+
+def _is_value(value: Any) -> bool:
+    """Whether it is a number, a text, an array, or a container of these."""
+    if isinstance(value, Mapping):
+        return all(map(_is_value, value.values()))
+    if isinstance(value, tuple | list | set | frozenset):
+        return all(map(_is_value, value))
+    if isinstance(value, PurePath):  # a file's own folder, most of all
+        return False
+    return isinstance(value, PLAIN) or (hasattr(value, "__array__") and hasattr(value, "dtype"))
+
+
+def _is_in_source(name: str, value: Any, file: str) -> bool:
+    """Whether a module sets a name to a literal, once, and it still has that value."""
+    literals = _literals(Path(file).read_bytes())
+    return name in literals and repr(literals[name]) == repr(value)
+
+
+@functools.lru_cache(256)
+def _literals(content: bytes) -> dict[str, Any]:
+    """Name -> value of a module's assignments of literals; those assigned elsewhere too are left out."""
+    tree = ast.parse(content)
+    bound = [n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
+    found: dict[str, Any] = {}
+    for statement in tree.body:
+        if isinstance(statement, ast.Assign | ast.AnnAssign) and statement.value is not None:
+            targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+            with suppress(ValueError):
+                value = ast.literal_eval(statement.value)
+                found |= {t.id: value for t in targets if isinstance(t, ast.Name)}
+    return {name: value for name, value in found.items() if bound.count(name) == 1}
 
 
 def _contents(cell: Any) -> Any:
@@ -322,24 +421,35 @@ def _source(code: CodeType, where: str) -> str:
 
 def _globals_of(code: CodeType) -> set[str]:
     """Names that a function, and the functions inside it, read from their module."""
-    found = {i.argval for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+    return _names_in(code, "LOAD_GLOBAL", "LOAD_NAME")
+
+
+def _names_in(code: CodeType, *operations: str) -> set[str]:
+    """Names that these operations of a function, and of the functions inside it, have."""
+    found = {i.argval for i in dis.get_instructions(code) if i.opname in operations}
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
-            found |= _globals_of(constant)
+            found |= _names_in(constant, *operations)
     return found
 
 
-def _module(name: str, file: str | None, seen: set[Any]) -> Iterator[bytes]:
+def _module(name: str, origin: str | None, seen: set[Any]) -> Iterator[bytes]:
     """The source of a module and, transitively, of those that it imports; of a package, its version."""
     if name.partition(".")[0] in OURS:
         return
-    if _is_of_a_package(name) or not _is_file(file):
+    if _is_of_a_package(name) or not _is_file(origin):
         yield name.encode()
         yield from _version(name)
         return
-    assert file is not None
-    path = Path(file).resolve()
-    yield from _files(path, _root(name, path), seen)
+    assert origin is not None
+    path = Path(origin).resolve()
+    root = _root(name, path)
+    yield from _files(path, root, seen)
+    # What it imported by other means than a statement.
+    helpers = vars(sys.modules.get(name, object)).get("__helpers__", {})
+    for file in sorted(Path(h.__file__).resolve() for h in helpers.values() if h.__file__):
+        if file.suffix == ".py" and not _is_only_a_docstring(file.read_bytes()):
+            yield from _files(file, root, seen)
 
 
 def _files(path: Path, root: Path, seen: set[Any]) -> Iterator[bytes]:
@@ -406,8 +516,13 @@ def _root_of_top(top: str) -> Path | None:
         spec = importlib.util.find_spec(top)
     except (ImportError, ValueError):
         return None
-    if spec is None or spec.origin is None:
+    if spec is None:
         return None
+    if spec.origin is None:  # a package without an __init__.py
+        places = list(spec.submodule_search_locations or ())
+        return (
+            Path(places[0]).resolve().parent if places and not _is_installed(Path(places[0])) else None
+        )
     origin = Path(spec.origin)
     if _is_installed(origin) and top not in FOLLOWED:
         return None

@@ -177,3 +177,38 @@ def traced_sha256(given: optax.GradientTransformation, problem: Problem) -> str:
             "computes; give a function build(total_steps) that returns it"
         )
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()
+
+
+def require_effect(
+    optimizer: Optimizer, problem: Problem, total_steps: int, given: Mapping[str, Any]
+) -> None:
+    """Refuses values that an optimizer accepts, and that change nothing about its updates.
+
+    The programs of `init` and `update` are compared with those that the value's default gives.
+
+    Args:
+      optimizer: with the values.
+      problem: whose parameters are updated.
+      total_steps: the horizon.
+      given: the hyperparameters that a user gave -> their defaults.
+
+    Raises:
+      RequestError: one of them has no effect.
+    """
+
+    def program(hp: Mapping[str, Any]) -> str:
+        return traced_sha256(optimizer.build(total_steps, **hp), problem)
+
+    values = optimizer.hyperparameters
+    for name, default in given.items():
+        if repr(values[name]) == repr(default):
+            continue
+        try:
+            same = program(values) == program({**values, name: default})
+        except Exception:  # it is reported when the trial is compiled
+            continue
+        if same:
+            raise RequestError(
+                f"--hp {name}={values[name]}: it changes nothing about the updates of {optimizer.name}, "
+                f"as its other hyperparameters are; leave it out"
+            )

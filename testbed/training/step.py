@@ -100,8 +100,8 @@ def as_state(what: str, tree: Any) -> Any:
             array = jnp.asarray(leaf)
             if _bits(array.dtype) < 8:
                 raise RequestError(
-                    f"{what} {array.dtype} at {_path(path)}, which JAX does not pass from one program to "
-                    "the next; return it as int8, and convert it in update"
+                    f"{what} {array.dtype} at {_path(path)}, which JAX cannot pass from program to "
+                    "program; return it as int8, and convert it in update"
                 )
             return array
         except RequestError:
