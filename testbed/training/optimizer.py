@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 from collections.abc import Callable, Hashable, Mapping
+from contextlib import suppress
 from importlib.metadata import entry_points
 from typing import Any, NamedTuple
 
@@ -203,10 +204,9 @@ def require_effect(
     for name, default in given.items():
         if repr(values[name]) == repr(default):
             continue
-        try:
+        same = False
+        with suppress(Exception):  # it is reported when the trial is compiled
             same = program(values) == program({**values, name: default})
-        except Exception:  # it is reported when the trial is compiled
-            continue
         if same:
             raise RequestError(
                 f"--hp {name}={values[name]}: it changes nothing about the updates of {optimizer.name}, "

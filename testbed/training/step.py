@@ -1,6 +1,7 @@
 """One step of training: loss, gradient, update. Pure; knows neither protocol nor optimizer."""
 
 import functools
+import inspect
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +15,8 @@ from testbed.problem.distances import Distance
 from testbed.problem.evaluation import Student
 from testbed.problem.lessons import Params
 from testbed.problem.protocols import Lesson
+
+EXTRA = ("value", "grad", "value_fn", "obj_fn", "logits_fn", "key")  # arguments of `update`
 
 
 class State(NamedTuple):
@@ -61,8 +64,7 @@ def train_step(
         return protocols.loss(distance, lesson, student(params, lesson.inputs))
 
     value, grad = jax.value_and_grad(value_fn)(state.params)
-    extra = {"value": value, "grad": grad, "value_fn": value_fn, "obj_fn": value_fn}
-    extra |= {"logits_fn": logits_fn, "key": key}
+    extra = dict(zip(EXTRA, (value, grad, value_fn, value_fn, logits_fn, key), strict=True))
     updates, opt_state = _update(optimizer, grad, state, extra)
     require_same_tree("update returned", updates, "the parameters", state.params, dtypes=False)
     require_same_tree("update returned a state with", opt_state, "the one from init", state.opt_state)
@@ -77,12 +79,15 @@ def train_step(
 def _update(
     optimizer: optax.GradientTransformationExtraArgs, grad: Params, state: State, extra: dict[str, Any]
 ) -> tuple[Params, Any]:
-    """What `update` returns, its state as arrays."""
+    """What `update` returns, its state as arrays. It is given those extra arguments that it can take."""
+    parameters = inspect.signature(optimizer.update).parameters
+    if all(p.kind is not p.VAR_KEYWORD for p in parameters.values()):
+        extra = {name: value for name, value in extra.items() if name in parameters}
     try:
         updates, opt_state = optimizer.update(grad, state.opt_state, state.params, **extra)
     except TypeError as error:
         if "required keyword-only argument" in str(error):
-            raise RequestError(f"{error}; update is given {', '.join(extra)}") from error
+            raise RequestError(f"{error}; there are {', '.join(EXTRA)}") from error
         raise
     return updates, as_state("update returned", opt_state)
 
