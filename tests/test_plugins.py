@@ -13,9 +13,10 @@ import pytest
 
 from optimizers import registry
 from optimizers.recipe import in_recipe
-from testbed import plugins
+from testbed import identity
 from testbed.errors import RequestError
-from testbed.plugins import load_file, source_sha256
+from testbed.identity import source_sha256
+from testbed.plugins import load_file
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +26,7 @@ def _restored(monkeypatch):
     before = set(sys.modules)
     yield
     for name in set(sys.modules) - before:
-        if name.startswith((plugins.PREFIX, "helper")):
+        if name.startswith((identity.PREFIX, "helper")):
             del sys.modules[name]
 
 
@@ -151,7 +152,7 @@ def test_helpers_by_relative_imports_and_inside_functions_count(tmp_path):
 
 def files_of(obj):
     seen = set()
-    list(plugins._pieces(obj, "it", seen))
+    list(identity._pieces(obj, "it", seen))
     return {"/".join(path.parts[-2:]) for path in seen if hasattr(path, "parts")}
 
 

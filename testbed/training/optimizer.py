@@ -15,6 +15,7 @@ from jax import Array
 
 from testbed import devices, plugins
 from testbed.errors import RequestError, refusing
+from testbed.identity import source_sha256
 from testbed.problem.lessons import Params
 from testbed.problem.problem import Problem
 
@@ -103,7 +104,7 @@ def as_optimizer(given: Any, problem: Problem, name: str | None = None) -> Optim
         optimizer = from_transformation(given, problem)
     elif callable(given) and str(getattr(given, "__module__", "")).partition(".")[0] != "optax":
         label = getattr(given, "__name__", type(given).__name__)
-        optimizer = Optimizer(label, given, plugins.defaults(given), plugins.source_sha256(given, label))
+        optimizer = Optimizer(label, given, plugins.defaults(given), source_sha256(given, label))
     else:
         raise RequestError(
             f"optimizer {given!r}: give an optax transformation such as optax.adam(0.01), a function "
@@ -129,7 +130,7 @@ def from_spec(spec: Any, hyperparameters: Mapping[str, Any] | None = None) -> Op
         name=spec.name,
         build=spec.build,
         hyperparameters=plugins.defaults(spec.build) | dict(hyperparameters or {}),
-        sha256=plugins.source_sha256(spec.build, spec.name),
+        sha256=source_sha256(spec.build, spec.name),
         eval_params=spec.eval_params,
         vmappable=spec.vmappable,
         diagnostics=spec.diagnostics,

@@ -86,7 +86,7 @@ def _update(
     try:
         updates, opt_state = optimizer.update(grad, state.opt_state, state.params, **extra)
     except TypeError as error:
-        if "required keyword-only argument" in str(error):
+        if "missing" in str(error):
             raise RequestError(f"{error}; there are {', '.join(EXTRA)}") from error
         raise
     return updates, as_state("update returned", opt_state)
