@@ -24,6 +24,7 @@ from optimizers import hyperparameters
 from optimizers.spec import SHARED, Bounds, Spec
 from testbed import plugins
 from testbed.errors import RequestError, check_name, describe, printable, refusing
+from testbed.identity import source_sha256
 
 FOLDER = Path(optimizers.__path__[0])
 PLACES = {"optax": optax, "optax.contrib": optax.contrib}
@@ -84,7 +85,7 @@ def find_all(opts: Sequence[str]) -> list[Spec]:
 
 
 def _sha256(spec: Spec) -> str:
-    return plugins.source_sha256(spec.build, spec.name)
+    return source_sha256(spec.build, spec.name)
 
 
 def defaults(spec: Spec) -> dict[str, Any]:

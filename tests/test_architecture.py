@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 ROOMS = {"testbed", "optimizers", "benchmarks", "analysis"}
 MAY_IMPORT = {
     "testbed": {"testbed"},
-    "optimizers": {"optimizers", "testbed.errors", "testbed.plugins"},
+    "optimizers": {"optimizers", "testbed.errors", "testbed.identity", "testbed.plugins"},
     "analysis": {"analysis", "testbed.records", "testbed.metrics"},
     "benchmarks": ROOMS,
 }
@@ -40,14 +40,24 @@ def test_rooms_import_only_what_they_may(path):
             assert any(f"{name}.".startswith(f"{a}.") for a in allowed), f"{path} imports {name}"
         if room == "optimizers":
             assert top in {"jax", "optax", "optimizers", "testbed", *sys.stdlib_module_names}, name
-        if room == "analysis" or path.name in ("records.py", "plugins.py", "errors.py"):
+        if room == "analysis" or path.name in ("records.py", "plugins.py", "identity.py", "errors.py"):
             assert top not in {"jax", "flax", "optax"}, name
 
 
 # Rooms from the ground up: each imports from those above it in its list, and from itself.
 FLOORS = {
     "testbed": [
-        *("errors", "paths", "records", "metrics", "plugins", "devices", "provenance"),
+        *(
+            "errors",
+            "process",
+            "paths",
+            "records",
+            "metrics",
+            "identity",
+            "plugins",
+            "devices",
+            "provenance",
+        ),
         *("compilation_cache", "models", "data", "teachers", "problem", "tasks", "training"),
     ],
     "analysis": ["frames", "statistics", "figures", "output", "report"],

@@ -1,7 +1,9 @@
 """Users' files, and checksums of functions and objects: of files, notebooks, and bound values."""
 
+import dataclasses
 import functools
 import linecache
+import pathlib
 import sys
 
 import jax.numpy as jnp
@@ -11,9 +13,10 @@ import pytest
 
 from optimizers import registry
 from optimizers.recipe import in_recipe
-from testbed import plugins
+from testbed import identity
 from testbed.errors import RequestError
-from testbed.plugins import load_file, source_sha256
+from testbed.identity import source_sha256
+from testbed.plugins import load_file
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +26,7 @@ def _restored(monkeypatch):
     before = set(sys.modules)
     yield
     for name in set(sys.modules) - before:
-        if name.startswith((plugins.PREFIX, "helper")):
+        if name.startswith((identity.PREFIX, "helper")):
             del sys.modules[name]
 
 
@@ -149,7 +152,7 @@ def test_helpers_by_relative_imports_and_inside_functions_count(tmp_path):
 
 def files_of(obj):
     seen = set()
-    list(plugins._pieces(obj, "it", seen))
+    list(identity._pieces(obj, "it", seen))
     return {"/".join(path.parts[-2:]) for path in seen if hasattr(path, "parts")}
 
 
@@ -159,6 +162,125 @@ def test_a_files_checksum_has_our_optimizers_that_it_imports_and_not_the_testbed
     found = files_of(load_file("--opt", file).other)
     assert {"optimizers/shampoo.py", "parts/roots.py", "optimizers/recipe.py"} <= found
     assert not {"testbed/errors.py", "optimizers/adam.py", "optimizers/registry.py"} & found
+
+
+def test_relative_imports_of_the_modules_beside_a_file(tmp_path):
+    files = {"mine.py": "from .helper_a import VALUE\ndef build():\n    return VALUE\n"}
+    file = write(
+        tmp_path, {**files, "helper_a.py": "from .helper_b import inner\nVALUE = inner.VALUE\n"}
+    )
+    write(tmp_path, {"helper_b/inner.py": "VALUE = 1\n"})
+    build = load_file("--opt", file).build
+    assert build() == 1
+    before = sha(build)
+    write(tmp_path, {"helper_b/inner.py": "VALUE = 2\n"})
+    assert load_file("--opt", file).build() == 2
+    assert sha(load_file("--opt", file).build) != before
+    with pytest.raises(RequestError, match=r"importing it raised .*'\.helper_c'"):
+        load_file("--opt", write(tmp_path, {"mine.py": "from .helper_c import VALUE"}))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import importlib\nhelper_a = importlib.import_module('helper_a')\n",
+        "helper_a = __import__('helper_a')\n",
+        "from helper_n import inner as helper_a\n",
+    ],
+)
+def test_helpers_imported_by_other_means_count(tmp_path, text):
+    files = {"mine.py": text + "def build():\n    return helper_a.VALUE\n"}
+    found = []
+    for value in (1, 1, 2):
+        write(tmp_path, {**files, "helper_a.py": f"VALUE = {value}\n"})
+        write(tmp_path, {"helper_n/inner.py": f"VALUE = {value}\n"})
+        found.append(sha(load_file("--opt", tmp_path / "mine.py").build))
+    assert found[0] == found[1] != found[2]
+
+
+def test_a_package_without_init_elsewhere_on_the_path_counts(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path / "elsewhere"))
+    write(tmp_path, {"mine.py": "from helper_n import inner\ndef build():\n    return inner.VALUE\n"})
+    found = []
+    for value in (1, 2):
+        write(tmp_path, {"elsewhere/helper_n/inner.py": f"VALUE = {value}\n"})
+        found.append(sha(load_file("--opt", tmp_path / "mine.py").build))
+    assert found[0] != found[1]
+
+
+READS = """
+import os
+import helper_a
+LITERAL = 3
+COMPUTED = int(os.environ.get("BLOCK", "1")) + 0 * LITERAL
+TABLE = {"a": [COMPUTED]}
+UNREAD = object(), os.environ.get("BLOCK")
+def inner():
+    return TABLE["a"][0] + helper_a.VALUE
+def build():
+    return inner() * LITERAL
+"""
+
+
+def test_values_that_the_source_does_not_determine_count(tmp_path, monkeypatch):
+    """Of the environment at the time of the import, or set later."""
+    file = write(tmp_path, {"mine.py": READS, "helper_a.py": "VALUE = 1\n"})
+
+    def load(**environment):
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        return load_file("--opt", file)
+
+    one, same, other = load(BLOCK="1"), load(BLOCK="1"), load(BLOCK="2")
+    assert sha(one.build) == sha(same.build) != sha(other.build)
+    before = sha(one.build)
+    for change in (
+        lambda: setattr(one, "LITERAL", 4),
+        lambda: one.TABLE.update(b=1),
+        lambda: setattr(one.helper_a, "VALUE", 2),
+    ):
+        change()
+        assert sha(one.build) != before
+        before = sha(one.build)
+
+
+def test_a_file_that_was_edited_after_its_import_is_refused(tmp_path):
+    """Otherwise the checksum would be of what it says now, and the updates of what it said then."""
+    file = write(tmp_path, {"mine.py": "def build(total_steps):\n    return 1\n"})
+    before = load_file("--opt", file).build
+    sha(before)
+    write(tmp_path, {"mine.py": "def build(total_steps):\n    return 2\n"})
+    with pytest.raises(RequestError, match=r"mine\.py has been edited since it was imported"):
+        sha(before)
+    sha(load_file("--opt", file).build)
+
+
+LAMBDAS = """
+import optax
+a, b = lambda total_steps: optax.sgd(0.1), lambda total_steps: optax.sgd(0.2)
+if True:
+    def build(total_steps):
+        return optax.sgd(0.1)
+c = build
+def build(total_steps):
+    return optax.sgd(0.2)
+def make(kind):
+    if kind:
+        def rule(total_steps):
+            return optax.sgd(0.1)
+    else:
+        def rule(total_steps):
+            return optax.sgd(0.2)
+    return rule
+"""
+
+
+def test_functions_of_one_name_in_one_file_have_checksums_of_their_own(tmp_path):
+    module = load_file("--opt", write(tmp_path, {"mine.py": LAMBDAS}))
+    functions = [module.a, module.b, module.c, module.build, module.make(0), module.make(1)]
+    assert len({sha(function) for function in functions}) == len(functions)
+    again = load_file("--opt", tmp_path / "mine.py")
+    assert sha(again.a) == sha(module.a)
 
 
 # Of notebooks
@@ -253,9 +375,45 @@ class Callable:
         return optax.sgd(self.rate)
 
 
+class Slotted:
+    __slots__ = ("rate",)
+
+    def __init__(self, rate):
+        self.rate = rate
+
+    def __call__(self, total_steps):
+        return optax.sgd(self.rate)
+
+
+@dataclasses.dataclass
+class Settings:
+    rate: float
+
+    def __call__(self, total_steps):
+        return optax.sgd(self.rate)
+
+
+class Plain:
+    def __init__(self, rate):
+        self.inner = Slotted(rate)
+
+
+class Stateless:
+    def __call__(self, total_steps):
+        return optax.sgd(0.1)
+
+
+def test_an_object_without_attributes_has_a_checksum():
+    assert sha(Stateless()) == sha(Stateless())
+
+
 @pytest.mark.parametrize(
     "kind",
     [
+        lambda rate: Slotted(rate),
+        lambda rate: Settings(rate),
+        lambda rate: functools.partial(make, Plain(rate)),
+        lambda rate: functools.partial(make, pathlib.PurePosixPath(f"/{rate}")),
         lambda rate: functools.partial(make, rate),
         lambda rate: functools.partial(make, rate=rate),
         lambda rate: functools.partial(make, {"rates": (rate, {3})}),

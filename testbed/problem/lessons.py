@@ -13,6 +13,7 @@ from testbed.problem.protocols import PROTOCOLS, Batch, Lesson, Views
 from testbed.problem.task import Task
 
 Params = Any  # nested dictionaries of arrays
+GENERATOR = "threefry2x32"  # whatever JAX's default is in this process
 
 
 class TrainingData(NamedTuple):
@@ -46,8 +47,8 @@ def make_keys(seed: int, lesson_seed: int | None = None) -> Keys:
 
 def split_seeds(seed: Array, lesson_seed: Array) -> Keys:
     """Keys of a student's seed and of its lessons'."""
-    weights, _, optimizer = random.split(random.key(seed), 3)
-    return Keys(weights, random.split(random.key(lesson_seed), 3)[1], optimizer)
+    weights, _, optimizer = random.split(random.key(seed, impl=GENERATOR), 3)
+    return Keys(weights, random.split(random.key(lesson_seed, impl=GENERATOR), 3)[1], optimizer)
 
 
 def make_lesson(task: Task, protocol: str, data: TrainingData, key: Array, step: Array) -> Lesson:

@@ -11,7 +11,7 @@ from flax import linen as nn
 from jax import Array
 from jax.sharding import Mesh
 
-from testbed import devices, teachers
+from testbed import devices, process, teachers
 from testbed.errors import RequestError, choose, refusing
 from testbed.models import network
 from testbed.problem import evaluation, generated, in_memory, protocols, streaming
@@ -182,6 +182,7 @@ def open_problem(task: Task, protocol: str = "function_matching") -> Problem:
     Raises:
       RequestError: unknown protocol, or the task lacks what it needs.
     """
+    process.require_flags()
     return _open(task, protocol, devices.mesh())
 
 

@@ -9,11 +9,11 @@ from typing import Literal, NamedTuple
 from flax import linen as nn
 from jax import Array
 
-from testbed import plugins
 from testbed.data.arrays import Data, Generated
 from testbed.data.tfds import Stream
 from testbed.data.views import mixup
 from testbed.errors import RequestError, check_name
+from testbed.identity import source_sha256
 from testbed.metrics import Metric
 from testbed.models.network import parts_of
 from testbed.problem.distances import CATEGORICAL, Distance
@@ -149,7 +149,7 @@ class Task:
         code["student"] = parts_of(self.student)
         values |= {
             "version": str(self.version),
-            "code": plugins.source_sha256(code, f"task {self.name}"),
+            "code": source_sha256(code, f"task {self.name}"),
             "teachers": repr([teacher.code_sha256() for teacher in self.teachers]),
             "teacher_sha256": repr(teacher_sha256),
             "data": self.data_sha256(),

@@ -22,9 +22,10 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict
 from jax import Array
 
-from testbed import paths, plugins
+from testbed import paths
 from testbed.data.arrays import InputSpec
 from testbed.errors import RequestError
+from testbed.identity import source_sha256
 from testbed.models import public
 from testbed.models.bit import bit
 from testbed.models.convolution import ConvNet
@@ -70,7 +71,7 @@ class NetworkTeacher:
     def code_sha256(self) -> str:
         """SHA-256 of its name, network and inputs: of all but its weights."""
         parts = (self.name, parts_of(self.network), self.inputs.shape, np.dtype(self.inputs.dtype).name)
-        return plugins.source_sha256(parts, f"teacher {self.name}")
+        return source_sha256(parts, f"teacher {self.name}")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -99,7 +100,7 @@ class ExactTeacher:
 
     def code_sha256(self) -> str:
         """SHA-256 of its name and function: of all but its arrays."""
-        return plugins.source_sha256((self.name, self.function), f"teacher {self.name}")
+        return source_sha256((self.name, self.function), f"teacher {self.name}")
 
 
 def _shipped(name: str) -> NetworkTeacher:

@@ -22,8 +22,16 @@ from testbed.problem.evaluation import EvalData, Student, evaluate
 from testbed.problem.lessons import Keys, Params, TrainingData, make_keys, split_seeds
 from testbed.problem.problem import Problem
 from testbed.problem.protocols import Lesson
-from testbed.training.compile import ProgramKey, make_functions, program_key
-from testbed.training.optimizer import Partition, partition_hyperparameters
+from testbed.training.compile import (
+    KEPT,
+    ProgramKey,
+    build_once,
+    explaining,
+    make_functions,
+    program_key,
+    traced_sha256,
+)
+from testbed.training.optimizer import Partition, all_static, partition_hyperparameters
 from testbed.training.step import State, require_same_tree, train_step
 from testbed.training.trial import Trial
 
@@ -59,6 +67,7 @@ class GroupPrograms(NamedTuple):
     eval_params: Callable[[State], Params]  # states -> parameters [n] to evaluate
     evaluate: Callable[[Params], Scores]
     params: Params  # shapes of one student's parameters
+    sha256: str  # of `train`, as it was traced
 
 
 class Group(NamedTuple):
@@ -83,7 +92,7 @@ class Group(NamedTuple):
         return self.programs.evaluate(self.programs.eval_params(states))[: len(self.trials)]
 
 
-@functools.lru_cache(maxsize=16)
+@functools.lru_cache(maxsize=KEPT)
 def compile_lessons(problem: Problem, longest: int) -> tuple[Any, Lesson]:
     """Compiles a program that makes the lessons of several steps.
 
@@ -124,7 +133,7 @@ def compile_groups(
     kinds: dict[Any, list[Trial]] = {}
     for trial in trials:
         partition, optimizer = partition_hyperparameters(trial.optimizer), trial.optimizer
-        rule = (optimizer.build, optimizer.eval_params, optimizer.vmappable)
+        rule = (optimizer.identity, optimizer.eval_params, optimizer.vmappable)
         kinds.setdefault((rule, partition), []).append(trial)
     groups, alone = [], []
     for (_, partition), of_kind in kinds.items():
@@ -132,12 +141,35 @@ def compile_groups(
         use_vmap = vmapped
         if use_vmap is None:
             use_vmap = optimizer.vmappable and jax.default_backend() != "cpu"
-        with refusing(f"optimizer {optimizer.name}"):
-            try:
-                groups.append(_group(of_kind, lessons, partition, use_vmap))
-            except jax.errors.JAXTypeError:
-                alone += of_kind
+        try:
+            groups.append(_group(of_kind, lessons, partition, use_vmap))
+        except jax.errors.JaxRuntimeError:  # the compiler's, such as lack of memory
+            raise
+        except (Exception, SystemExit):  # whatever it is, alone they may run: there, values are known
+            require_runs_alone(of_kind)
+            alone += of_kind
     return groups, alone
+
+
+def require_runs_alone(trials: Sequence[Trial]) -> None:
+    """Traces a step of each trial with its hyperparameters compiled in.
+
+    Raises:
+      RequestError: an optimizer fails on the student's parameters.
+    """
+    for trial in trials:
+        with refusing(f"optimizer {trial.optimizer.name}"), explaining():
+            key = static_key(trial)
+            _, init, step, _ = make_functions(key)
+            keys = trial.keys()
+            state = jax.eval_shape(init, keys, {}, None)
+            jax.eval_shape(step, state, trial.problem.source.data, keys, {})
+
+
+def static_key(trial: Trial) -> ProgramKey:
+    """The key of a trial's programs with all hyperparameters compiled in."""
+    rule = (trial.problem, trial.optimizer, trial.total_steps)
+    return program_key(*rule, all_static(trial.optimizer), from_init=trial.init is not None)
 
 
 def require_fits(groups: Sequence[Group], lessons: Lesson) -> None:
@@ -177,6 +209,8 @@ def _group(trials: Sequence[Trial], lessons: Lesson, partition: Partition, vmapp
     key = program_key(
         first.problem, first.optimizer, first.total_steps, partition, first.init is not None
     )
+    for trial in trials:
+        build_once(static_key(trial))  # the values are valid, before any is replaced by a tracer
     programs = _compile(key, lessons, n, vmapped)
     slots, sharded = [*trials, *[trials[-1]] * (n - len(trials))], devices.batch_sharded()
 
@@ -194,7 +228,7 @@ def _group(trials: Sequence[Trial], lessons: Lesson, partition: Partition, vmapp
     return Group(tuple(trials), Members(keys, hp), programs, vmapped)
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=KEPT)
 def _compile(key: ProgramKey, lessons: Lesson, n: int, vmapped: bool) -> GroupPrograms:
     sharded, distance = devices.batch_sharded(), key.problem.task.distance
     student, begin, *_ = make_functions(key)
@@ -223,12 +257,14 @@ def _compile(key: ProgramKey, lessons: Lesson, n: int, vmapped: bool) -> GroupPr
         jax.jit(devices.shard_map_trials(f, divided), out_shardings=sharded, donate_argnums=donated)
         for f, divided, donated in ((init, 1, ()), (advance, 2, 0), (eval_params, 1, ()))
     )
+    lowered = on_train.lower(state, members, lessons, number, number)
     return GroupPrograms(
         init=on_init.lower(members, one.params if key.from_init else None).compile(),
-        train=on_train.lower(state, members, lessons, number, number).compile(),
+        train=lowered.compile(),
         eval_params=on_eval_params.lower(state).compile(),
         evaluate=_make_evaluate(key.problem, student, each, _shaped(one.params, sharded, n)),
         params=one.params,
+        sha256=traced_sha256(lowered),
     )
 
 

@@ -3,7 +3,8 @@
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
+from contextlib import suppress
 from importlib.metadata import entry_points
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from jax import Array
 
 from testbed import devices, plugins
 from testbed.errors import RequestError, check_name, refusing
+from testbed.identity import source_sha256
 from testbed.problem.lessons import Params
 from testbed.problem.problem import Problem
 
@@ -42,26 +44,42 @@ class Optimizer:
     vmappable: bool = True
     diagnostics: Callable[[Any], Mapping[str, Array]] | None = None
 
+    @property
+    def identity(self) -> Any:
+        """What `build` is known by among this process' programs: itself, if it can be hashed."""
+        return self.build if isinstance(self.build, Hashable) else id(self.build)
+
+
+@dataclasses.dataclass(frozen=True)
+class Static:
+    """Hyperparameters that are compiled in; two are equal if their values read the same."""
+
+    text: str
+    values: Mapping[str, Any] = dataclasses.field(compare=False)
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> "Static":
+        """From name -> value, of any types: also those that cannot be hashed."""
+        return cls(repr(sorted(values.items())), values)
+
 
 class Partition(NamedTuple):
     """Hyperparameters that are compiled in, and the names of those that are arguments."""
 
-    static: tuple[tuple[str, Any], ...]
+    static: Static
     traced: tuple[str, ...]
 
 
 def partition_hyperparameters(optimizer: Optimizer) -> Partition:
     """Makes floats arguments, and compiles in the others."""
-    values = sorted(optimizer.hyperparameters.items())
-    return Partition(
-        static=tuple((name, value) for name, value in values if type(value) is not float),
-        traced=tuple(name for name, value in values if type(value) is float),
-    )
+    values = optimizer.hyperparameters
+    traced = tuple(sorted(name for name, value in values.items() if type(value) is float))
+    return Partition(Static.of({n: v for n, v in values.items() if n not in traced}), traced)
 
 
 def all_static(optimizer: Optimizer) -> Partition:
-    """Compiles all in, for an optimizer that branches in Python on one."""
-    return Partition(tuple(sorted(optimizer.hyperparameters.items())), ())
+    """Compiles all in, for an optimizer whose Python code needs the value of one."""
+    return Partition(Static.of(optimizer.hyperparameters), ())
 
 
 def as_optimizer(given: Any, problem: Problem, name: str | None = None) -> Optimizer:
@@ -87,7 +105,7 @@ def as_optimizer(given: Any, problem: Problem, name: str | None = None) -> Optim
     elif callable(given) and str(getattr(given, "__module__", "")).partition(".")[0] != "optax":
         label = getattr(given, "__name__", type(given).__name__).replace("<lambda>", "lambda")
         plugins.require_build(f"optimizer {label}", given)
-        optimizer = Optimizer(label, given, plugins.defaults(given), plugins.source_sha256(given, label))
+        optimizer = Optimizer(label, given, plugins.defaults(given), source_sha256(given, label))
     else:
         raise RequestError(
             f"optimizer {given!r}: give an optax transformation such as optax.adam(0.01), a function "
@@ -115,7 +133,7 @@ def from_spec(spec: Any, hyperparameters: Mapping[str, Any] | None = None) -> Op
         name=spec.name,
         build=spec.build,
         hyperparameters=plugins.defaults(spec.build) | dict(hyperparameters or {}),
-        sha256=plugins.source_sha256(spec.build, spec.name),
+        sha256=source_sha256(spec.build, spec.name),
         eval_params=spec.eval_params,
         vmappable=spec.vmappable,
         diagnostics=spec.diagnostics,
@@ -147,7 +165,7 @@ def traced_sha256(given: optax.GradientTransformation, problem: Problem) -> str:
     def update(grads: Params, state: Any, params: Params, key: Array) -> Any:
         extra = {"value": value_fn(params), "grad": grads, "value_fn": value_fn, "key": key}
         logits_fn = {"logits_fn": lambda params: jnp.zeros(logits.shape[1:]) + value_fn(params)}
-        return optimizer.update(grads, state, params, **extra, **logits_fn)
+        return optimizer.update(grads, state, params, obj_fn=value_fn, **extra, **logits_fn)
 
     key = jax.eval_shape(jax.random.key, 0)
     with devices.as_if_one(), refusing("optimizer"):
@@ -164,3 +182,37 @@ def traced_sha256(given: optax.GradientTransformation, problem: Problem) -> str:
             "computes; give a function build(total_steps) that returns it"
         )
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()
+
+
+def require_effect(
+    optimizer: Optimizer, problem: Problem, total_steps: int, given: Mapping[str, Any]
+) -> None:
+    """Refuses values that an optimizer accepts, and that change nothing about its updates.
+
+    The programs of `init` and `update` are compared with those that the value's default gives.
+
+    Args:
+      optimizer: with the values.
+      problem: whose parameters are updated.
+      total_steps: the horizon.
+      given: the hyperparameters that a user gave -> their defaults.
+
+    Raises:
+      RequestError: one of them has no effect.
+    """
+
+    def program(hp: Mapping[str, Any]) -> str:
+        return traced_sha256(optimizer.build(total_steps, **hp), problem)
+
+    values = optimizer.hyperparameters
+    for name, default in given.items():
+        if repr(values[name]) == repr(default):
+            continue
+        same = False
+        with suppress(Exception):  # it is reported when the trial is compiled
+            same = program(values) == program({**values, name: default})
+        if same:
+            raise RequestError(
+                f"--hp {name}={values[name]}: it changes nothing about the updates of {optimizer.name}, "
+                f"as its other hyperparameters are; leave it out"
+            )
