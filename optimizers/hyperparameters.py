@@ -60,7 +60,7 @@ EXPECTED = {
     "sequence": "a {}",
     "mapping": "a dict",
     "dtype": "the name of a dtype",
-    "any": "a Python literal and no text (for one, annotate it as str)",
+    "any": "a Python literal and no text",
     "str": "a text",
 }
 ANY, STR = Form("any"), Form("str")
@@ -125,6 +125,9 @@ def forms_of(build: Callable[..., Any], parameter: inspect.Parameter) -> list[Fo
         forms = [*forms, Form("dtype")]
     if type(default) is float:  # 1 is 1.0 then
         forms = [form for form in forms if form.kind != "int"]
+    if type(default) in (int, float) and complex in typing.get_args(annotation):
+        # All that JAX takes for an array: it says less than the default.
+        forms = [form for form in forms if form.kind != "bool"]
     return sorted(forms, key=lambda form: [*EXPECTED].index(form.kind))
 
 
@@ -155,9 +158,7 @@ def _of_annotation(annotation: Any) -> list[Form]:
     annotation = getattr(annotation, "__supertype__", getattr(annotation, "__value__", annotation))
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (typing.Union, types.UnionType):
-        # With complex numbers among them it is what JAX takes for an array: any number.
-        left = [a for a in args if not (a is bool and complex in args)]
-        return [form for a in left for form in _of_annotation(a)]
+        return [form for a in args for form in _of_annotation(a)]
     if annotation in (Any, object) or isinstance(annotation, typing.TypeVar):
         return [ANY]
     if origin is typing.Literal:

@@ -9,6 +9,7 @@ import math
 import typing
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -91,7 +92,9 @@ READ = [  # annotation, default, text, value
     ("float | None", None, "1", 1.0), ("Optional['int']", None, "3", 3),
     ("tuple[Nowhere, int]", 0.5, "3", 3.0), ("Nowhere", REQUIRED, "x", "x"),
     ("not python(", 1, "2", 2), (typing.Annotated[float, "positive"], REQUIRED, "1", 1.0),
-    (Rate, REQUIRED, "1", 1.0), (typing.Any, 0.5, "1", 1.0), (typing.Any, REQUIRED, "1", 1),
+    (jax.typing.ArrayLike, REQUIRED, "true", True), (jax.typing.ArrayLike, 0.5, "1", 1.0),
+    (jax.typing.ArrayLike, 2, "3", 3), (Rate, REQUIRED, "1", 1.0),
+    (typing.Any, 0.5, "1", 1.0), (typing.Any, REQUIRED, "1", 1),
     (np.floating | float, REQUIRED, "1", 1.0), (Maker, 0.5, "1", 1.0),
     (Maker | None, None, "none", None), (3, 0.5, "1", 1.0),
 ]  # fmt: skip
@@ -138,7 +141,9 @@ NOT_READ = [  # annotation, default, text, value
     (None, {"a": 1}, "[1]"), (None, Mode.FAST, "fast"), (None, Mode.FAST, "1"),
     (None, None, "kernels"), (None, None, "'kernels'"), (None, None, "nan"), (None, None, "b'x'"),
     (None, REQUIRED, "1e999"), (None, REQUIRED, "nan"), (None, abs, "0.1"), (None, abs, "none"),
-    (int, REQUIRED, "0.5"), (int, REQUIRED, "fast"), (int, REQUIRED, "true"), (bool, REQUIRED, "3"),
+    (jax.typing.ArrayLike, 0.5, "true"),
+    (jax.typing.ArrayLike, 2, "true"), (int, REQUIRED, "0.5"),
+    (int, REQUIRED, "fast"), (int, REQUIRED, "true"), (bool, REQUIRED, "3"),
     (float, REQUIRED, "true"), (float, REQUIRED, "(1,)"), (float | None, None, "fast"),
     (typing.Literal["fast", "slow"], "fast", "faster"), (typing.Literal[1], 1, "true"),
     (Mode, REQUIRED, "x"), (tuple[float, float], REQUIRED, "(1, 2, 3)"),
@@ -240,7 +245,7 @@ def test_required_values_of_any_type_are_given_and_recorded(command, tiny_task, 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("mask=kernels", "no text (for one, annotate it as str)"),
+        ("mask=kernels", "takes none or a Python literal and no text for mask"),
         ("mu_dtype=float33", "the name of a dtype"),
         ("learning_rate=kernels", "takes a float for learning_rate"),
         ("learning_rate=none", "takes a float for learning_rate"),
