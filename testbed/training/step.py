@@ -137,10 +137,10 @@ _REGISTER = "a class of its own is a NamedTuple, or registered by jax.tree_util.
 def _unsorted(tree: Any) -> tuple[Any, ...]:
     """The path of a node of a tree that cannot be flattened: a dictionary."""
     try:
-        children, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: x is not tree)
+        flat: Any = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: x is not tree)
     except ValueError:
         return ()
-    for path, child in children:
+    for path, child in flat[0]:
         try:
             jax.tree.leaves(child)
         except ValueError:
