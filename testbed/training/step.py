@@ -117,10 +117,13 @@ def as_state(what: str, tree: Any) -> Any:
                 f"number of JAX's types; {_REGISTER}"
             ) from error
 
-    if (path := _unsorted(tree)) is not None:
+    try:
+        jax.tree.leaves(tree)
+    except ValueError as error:
+        where = _path(_unsorted(tree))
         raise RequestError(
-            f"{what} a dictionary at {_path(path)} whose keys cannot be sorted; use texts"
-        )
+            f"{what} a dictionary at {where} whose keys cannot be sorted; use texts"
+        ) from error
     return jax.tree.map_with_path(as_array, tree)
 
 
