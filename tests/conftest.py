@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from types import MappingProxyType
 
+import hypothesis
 import pytest
 
 import benchmarks  # noqa: F401  # before numpy and JAX: it sets LAPACK's number of threads
@@ -14,6 +15,13 @@ from testbed.models.mlp import MLP
 from testbed.problem.task import Task
 from testbed.tasks import TASKS
 from tests import stand_ins
+
+# A few examples, the same each time; and what looks for faults, with --hypothesis-profile long.
+hypothesis.settings.register_profile(
+    "default", max_examples=50, deadline=None, derandomize=True, database=None
+)
+hypothesis.settings.register_profile("long", max_examples=5_000, deadline=None, database=None)
+hypothesis.settings.load_profile("default")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -273,6 +273,10 @@ REFUSED = {
     "function": (like_sgd(lambda p: [jnp.zeros(2), len], same), r"at \[1\]"),
     "object": (like_sgd(lambda p: Pair(Unregistered()), same), "Unregistered at .first.*register_data"),
     "mixed keys": (like_sgd(lambda p: {"a": {1: 0, "b": 1}}, same), r"at \['a'\] whose keys"),
+    "mixed keys inside": (
+        like_sgd(lambda p: [0, Registered(Pair({"b": {1: 0, "b": 1}}))], same),
+        r"at \[1\].count.first\['b'\] whose keys",
+    ),
     "drift": (
         like_sgd(lambda p: {"n": jnp.int32(0)}, lambda s: {"n": s["n"] + 1.0}),
         r"float32\[\] at \['n'\], where the one from init has int32\[\]",

@@ -117,10 +117,13 @@ def as_state(what: str, tree: Any) -> Any:
                 f"number of JAX's types; {_REGISTER}"
             ) from error
 
-    if (path := _unsorted(tree)) is not None:
+    try:
+        jax.tree.leaves(tree)
+    except ValueError as error:
+        where = _path(_unsorted(tree))
         raise RequestError(
-            f"{what} a dictionary at {_path(path)} whose keys cannot be sorted; use texts"
-        )
+            f"{what} a dictionary at {where} whose keys cannot be sorted; use texts"
+        ) from error
     return jax.tree.map_with_path(as_array, tree)
 
 
@@ -134,18 +137,18 @@ def _bits(dtype: Any) -> int:
 _REGISTER = "a class of its own is a NamedTuple, or registered by jax.tree_util.register_dataclass"
 
 
-def _unsorted(tree: Any, path: tuple[Any, ...] = ()) -> tuple[Any, ...] | None:
-    """The path of the first dictionary whose keys cannot be sorted, as JAX sorts them; None: of none."""
-    children: Any = ()
-    if isinstance(tree, dict):
+def _unsorted(tree: Any) -> tuple[Any, ...]:
+    """The path of a node of a tree that cannot be flattened: a dictionary."""
+    try:
+        flat: Any = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: x is not tree)
+    except ValueError:
+        return ()
+    for path, child in flat[0]:
         try:
-            children = [(jax.tree_util.DictKey(key), tree[key]) for key in sorted(tree)]
-        except TypeError:
-            return path
-    elif isinstance(tree, list | tuple):
-        children = [(jax.tree_util.SequenceKey(i), part) for i, part in enumerate(tree)]
-    found = (_unsorted(part, (*path, key)) for key, part in children)
-    return next((path for path in found if path is not None), None)
+            jax.tree.leaves(child)
+        except ValueError:
+            return (*path, *_unsorted(child))
+    return ()
 
 
 def require_same_tree(what: str, tree: Any, other: str, like: Any, *, dtypes: bool = True) -> None:
