@@ -295,8 +295,9 @@ def double(x):
 
 def build(total_steps, *, learning_rate=0.003, clip=math.inf, low=-math.inf, unknown=math.nan,
           start=None, betas=(0.9, 0.99), nested=((1, 'a'), None), nesterov=True, kind='a',
-          mode=Mode.FAST, f=double, dtype=float, every=4):
+          mode=Mode.FAST, f=double, dtype=float, every=4, steps=[10, 20], table={'a': (1, 2.5)}):
     assert betas == (0.9, 0.99) and f is double and nesterov is True and mode is Mode.FAST, betas
+    assert steps == [10, 20] and table == {'a': (1, 2.5)}, table
     return optax.chain(optax.clip(clip), optax.sgd(learning_rate))
 """
 
@@ -310,7 +311,7 @@ def test_defaults_of_all_types_are_recorded_in_valid_json_and_shown(tiny, files,
     assert record.header["hyperparameters"] == {
         "learning_rate": 0.003, "clip": "inf", "low": "-inf", "unknown": "nan", "start": None,
         "betas": [0.9, 0.99], "nested": [[1, "a"], None], "nesterov": True, "kind": "a", "mode": "FAST",
-        "every": 4,
+        "every": 4, "steps": [10, 20], "table": {"a": [1, 2.5]},
     }  # fmt: skip
     values = trial.optimizer.hyperparameters | {"clip": 1.0, "betas": (0.5, 0.99)}
     other = dataclasses.replace(
