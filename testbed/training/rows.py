@@ -4,6 +4,7 @@ import datetime
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -113,9 +114,15 @@ def measurement_row(
 
 
 def end_row(
-    status: str, step: int, reason: str, digest: str | None, ledger: Ledger, resumed: int
+    status: str,
+    step: int,
+    reason: str,
+    digest: str | None,
+    ledger: Ledger,
+    resumed: int,
+    counts: Mapping[str, int] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """The last line of a record."""
+    """The last line of a record; `counts` are the optimizer's own, from `diagnostics.make_counts`."""
     return {
         "kind": "end",
         "status": status,
@@ -124,6 +131,7 @@ def end_row(
         "params_sha256": digest,
         "ledger": ledger.rows(),
         "resumed": resumed,
+        **({"counts": dict(counts)} if counts else {}),
     }
 
 
