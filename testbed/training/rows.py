@@ -80,6 +80,7 @@ def header_row(
         "device": provenance.device() | {"used": used},
         "precision": {
             "parameters": "float32",
+            "matmul": devices.PRODUCTS,
             "student": task.precision if has_precision(task.student) else "float32",
             "teachers": [teacher.precision(task.precision) for teacher in task.teachers],
         },
