@@ -83,7 +83,8 @@ def load(folder: str | Path) -> tuple[pd.DataFrame, list[ReadError]]:
     version, where there are several), optimizer_name, version (a piece of its checksum, or nothing),
     optimizer_sha256, hyperparameters (JSON text), start (what students started from, where
     it is a checkpoint), lessons (their seed, where it is not the trial's), seed, total_steps,
-    batch_size, timed, host, commit, status ("unfinished" without an end), target_metric, target_value,
+    batch_size, timed (it was alone, and its process was not stopped as it trained: its seconds compare),
+    host, commit, status ("unfinished" without an end), target_metric, target_value,
     target_mode; label (a short name of the configuration); step, epoch, train_seconds (NaN where
     trials are not timed), train_kl, validation_kl, test_kl, and all else that was measured
     (`metrics_of`). Null scores are NaN. What headers declare of their metrics is in the frame's `attrs`,
@@ -114,7 +115,10 @@ def read(folder: str | Path) -> Folder:
         if measured.empty:
             errors.append(ReadError(path, 0, "none of its measurements has a step between 0 and 2^53"))
             continue
-        rows.append(_run(record) | {"measurements": len(measured), "steps": measured["step"].iloc[-1]})
+        run = _run(record)
+        if not run["timed"]:
+            measured = measured.drop(columns="train_seconds", errors="ignore")
+        rows.append(run | {"measurements": len(measured), "steps": measured["step"].iloc[-1]})
         scores.append(measured)
     if not rows:
         return Folder(pd.DataFrame(), pd.DataFrame(), errors)
@@ -264,7 +268,8 @@ def _without_copies(runs: pd.DataFrame) -> tuple[pd.DataFrame, list[ReadError]]:
 
 def _run(record: Record) -> dict[str, Any]:
     header, end = record.header, record.end or {}
-    device, git = _part(header, "device"), _part(header, "git")
+    device, git, ledger = _part(header, "device"), _part(header, "git"), _part(end, "ledger")
+    paused = number(ledger.get("paused_s")) > 0
     status = end.get("status")
     where = (device.get(name) for name in ("platform", "kind", "processor", "used"))
     return {
@@ -274,7 +279,7 @@ def _run(record: Record) -> dict[str, Any]:
             for name in ("task_fingerprint", "protocol", "optimizer_sha256")
         },
         "batch_size": number(header.get("batch_size")),
-        "timed": header.get("timed", True) is True,
+        "timed": header.get("timed", True) is True and not paused,
         "hyperparameters": json.dumps(header["hyperparameters"], sort_keys=True),
         "start": _start(_part(header, "init")),
         "lessons": _text(header.get("lesson_seed")),
@@ -293,8 +298,10 @@ def _run(record: Record) -> dict[str, Any]:
         "command": _text(header.get("command")),
         "started_at": _text(header.get("started_at")),
         "resumed": bool(end.get("resumed")),
+        "paused": paused,
         "reason": _text(end.get("reason")),
-        **{f"ledger_{name}": number(seconds) for name, seconds in _part(end, "ledger").items()},
+        **{f"ledger_{name}": number(seconds) for name, seconds in ledger.items()},
+        **{f"count_{name}": number(count) for name, count in _part(end, "counts").items()},
     }
 
 

@@ -283,6 +283,11 @@ def report(heats: Sequence[Heat], out: Path, folder: Path) -> None:
             f"Seeds {', '.join(map(str, resumed))} were interrupted and resumed: not all of their "
             "seconds were shared; --fresh runs them again"
         )
+    if paused := statistics.paused_seeds(record_paths(heats, out)):
+        print(
+            f"Seeds {', '.join(map(str, paused))} were stopped for a while as they trained: their "
+            "seconds are not compared; --fresh runs them again"
+        )
     print(f"Records: {race_folder(heats[0], out)}; pairs and figures: {folder}/{name}.csv, .png, .svg")
 
 

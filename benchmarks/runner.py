@@ -111,7 +111,7 @@ def print_table(paths: Sequence[Path]) -> None:
             (
                 header["optimizer"],
                 str(header["seed"]),
-                record.end["status"] if record.end else "interrupted",
+                _status(record),
                 str(record.end["step"] if record.end else last["step"]),
                 f"{last['train_seconds']:.1f}" if "train_seconds" in last else "-",
                 _short(last.get("validation_kl")),
@@ -125,6 +125,22 @@ def print_table(paths: Sequence[Path]) -> None:
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     print(f"KL, agreement and accuracy on validation data; target: {target}")
+
+
+def _status(record: records.Record) -> str:
+    """How a trial ended, and what a reader should not miss of that."""
+    if record.end is None:
+        return "interrupted"
+    status, (metric, _, mode) = str(record.end["status"]), record.header["target"].values()
+    first, last = (record.measurements[i].get(metric) for i in (0, -1))
+    sign = 1 if mode == "min" else -1
+    if status == "finished" and first is not None and (last is None or sign * last > sign * first):
+        status += ", worse than at the start"
+    if failed := record.end.get("counts", {}).get("failed_roots"):
+        status += f", {failed} roots failed"
+    if record.end.get("ledger", {}).get("paused_s"):
+        status += ", was stopped for a while"
+    return status
 
 
 def _short(value: float | None) -> str:

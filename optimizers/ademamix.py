@@ -52,7 +52,9 @@ SPEC = Spec(
     space={"learning_rate": Range(1e-3, 1e-1), "weight_decay": WEIGHT_DECAY},
     bounds=bounds(build, b1=Bounds(1e-6, 1.0), b3=Bounds(1e-6, 1.0), alpha=Bounds(0.0)),
     reference=(
-        "Pagliardini, Ablin and Grangier 2024 (arXiv 2409.03137), optax.contrib.scale_by_ademamix. "
+        "Pagliardini, Ablin and Grangier 2024 (arXiv 2409.03137), optax.contrib.scale_by_ademamix. The "
+        "schedules of alpha and b3 count updates from 0, as in optax and the authors' JAX code, so that "
+        "the first has alpha 0; the paper and their PyTorch code count from 1. "
         "Their b3 is 0.9999 for 100,000s of steps; 0.999 is for our horizons."
     ),
 )

@@ -155,6 +155,10 @@ SPEC = Spec(
     reference=(
         "Li 2018 (arXiv 1512.04202) and 2024 (arXiv 2402.04553), PSGD Kron, whitening the averaged "
         "gradient as in Walters' kron_torch. Factors are fitted once in `interval` steps; there "
-        "at random steps, ever more rarely. They are balanced each time."
+        "at random steps, ever more rarely. They are balanced each time, there in 1 of 100. The bound "
+        "of the norm that their step is relative to takes one product with the matrix less than there, "
+        "so that it is lower and the step longer. No damping: theirs add a small number to what they "
+        "divide by, here a gradient of zeros leaves the factors as they are. A tensor's direction is "
+        "shortened as a whole; in some of their versions each entry is squashed."
     ),
 )

@@ -112,12 +112,16 @@ def scale_by_shampoo(
       interval: steps from one renewal of a root to the next.
       stagger: renew a share of the roots at every step, so that all steps cost the same; until each has
         been renewed once, directions are the graft's. Otherwise all at once, from the first step on.
-      start: steps whose directions are the graft's in any case.
+      start: steps whose directions are the graft's in any case. Momentum after the preconditioner
+        (`optax.trace`) then holds those when the preconditioner takes over; Google's has a second
+        momentum that holds preconditioned directions from the first step on, and changes over to it:
+        with a start and momentum the two are different methods, 60 % apart at the switch.
       block: largest axis of a block.
       merge: neighbouring axes are merged while their product is at most this.
       keep_last: do not merge the last axis; Google's does.
       longest: longer axes are not cut and have diagonal statistics; so a long vector has Adagrad's.
-      ridge: added to the eigenvalues of statistics.
+      ridge: added to the eigenvalues of statistics; at least `roots.LEAST_RIDGE`, which for newton (on
+        accelerators) is 1e-6 of the largest.
       relative: whether the ridge is relative to the largest eigenvalue.
       power: p of the inverse p-th roots; 0: twice the number of axes.
       method: of computing roots, see `roots.inverse_roots`.
@@ -483,7 +487,9 @@ SPEC = Spec(
         "Gupta, Koren and Singer 2018 (arXiv 1802.09568), with averages instead of sums; blocks, "
         "grafting, roots at an interval and their check as in Anil et al. 2020 (arXiv 2002.09018); "
         "momentum before the preconditioner, Adam's length: as in Shi et al. 2023 (arXiv 2309.06497). "
-        "Ours: roots staggered over the steps, the graft's direction until all have been computed."
+        "Ours: roots staggered over the steps, the graft's direction until all have been computed. On "
+        "accelerators a ridge below 1e-6 is 1e-6: roots are computed in float32 there. `start` with "
+        "momentum after the preconditioner is not Google's, which has a second momentum for the switch."
     ),
     diagnostics=diagnostics,
 )

@@ -154,7 +154,9 @@ SPEC = Spec(
     space={"learning_rate": Range(1e-3, 1e-1), "weight_decay": WEIGHT_DECAY},
     bounds=bounds(build, interval=Bounds(0)),
     reference=(
-        "Vyas et al. 2024 (arXiv 2409.11321). Bases by eigendecomposition, where theirs take one QR "
-        "step from the old ones."
+        "Vyas et al. 2024 (arXiv 2409.11321), nikhilvyas/SOAP. Bases by eigendecomposition, eigenvalues "
+        "ascending, where theirs take one QR step from the old ones. When eigenvectors change their "
+        "order, the second moment stays where it is, and adapts within 1 / (1 - b2) steps; theirs moves "
+        "with them. eps is added to the root after it is debiased, theirs before."
     ),
 )

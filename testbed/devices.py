@@ -4,12 +4,13 @@ The mesh in use is JAX's context mesh (`jax.set_mesh`), which optimizers may rea
 there is no mesh, and the functions here have no effect.
 """
 
+import functools
 import os
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 import numpy as np
@@ -20,9 +21,11 @@ from numpy.typing import NDArray
 from testbed.errors import RequestError
 
 Result = TypeVar("Result")
+Arguments = ParamSpec("Arguments")
 
 AXIS = "data"
 SHARE = 0.25  # of a device's memory that replicated parameters may take
+PRODUCTS = "highest"  # precision of products and convolutions of float32 arrays: that of float32
 
 
 def connect(address: str, processes: int | None = None, process: int | None = None) -> None:
@@ -130,6 +133,21 @@ def count() -> int:
 def as_if_one() -> AbstractContextManager[Any]:
     """Inside this context, traced code sees no mesh."""
     return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ()))
+
+
+def in_full_precision(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """The function, which computes products of float32 in float32 also on accelerators.
+
+    By default a GPU rounds their factors to TF32, a TPU to bfloat16, and what an optimizer is measured
+    by would depend on the device. Products of bfloat16 and what asks for a precision are not affected.
+    """
+
+    @functools.wraps(function)
+    def in_precision(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        with jax.default_matmul_precision(PRODUCTS):
+            return function(*args, **kwargs)
+
+    return in_precision
 
 
 def shard_map_trials(f: Callable[..., Result], divided: int) -> Callable[..., Result]:

@@ -7,10 +7,14 @@ import optax
 import pytest
 from jax.flatten_util import ravel_pytree
 
+from benchmarks import runner
+from optimizers import registry
 from optimizers.spec import Spec
+from testbed import records
 from testbed.errors import RequestError
 from testbed.problem import protocols
 from testbed.training import diagnostics
+from testbed.training.batch import iterate_batch
 from testbed.training.diagnostics import DIAGNOSTICS, OWN, Moment, sharpness
 from testbed.training.step import Info, State
 from tests.trials import finish, trial_of, without_times
@@ -107,3 +111,63 @@ def test_an_unknown_diagnostic_is_refused():
     with pytest.raises(RequestError, match="--diagnose norm: unknown; did you mean 'grad_norm'"):
         diagnostics.choose(["norm"])
     assert diagnostics.choose(["grad_norm", "grad_norm"]) == ("grad_norm",)
+
+
+def counting(total_steps, *, learning_rate=0.1):
+    """SGD whose state is the number of its updates."""
+
+    def update(grads, state, params=None):
+        del params
+        return jax.tree.map(lambda g: -learning_rate * g, grads), state + 1
+
+    return optax.GradientTransformation(lambda params: jnp.int32(0), update)
+
+
+def own(opt_state):
+    return {"updates": opt_state, "share": opt_state / 40}
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_every_record_ends_with_what_the_optimizer_counts(tiny, tmp_path, batched):
+    spec = Spec("counting", counting, diagnostics=own)
+    trials = [trial_of(tiny, spec, steps=steps) for steps in (30,)] + [trial_of(tiny, "adam", steps=30)]
+    if batched:
+        for _ in iterate_batch(trials, tmp_path):
+            pass
+    else:
+        for trial in trials:
+            finish(trial, tmp_path)
+    ours, adams = (records.read(trial.record_path(tmp_path)).end for trial in trials)
+    assert ours["counts"] == {"updates": 30}, "a share is not counted"
+    assert "counts" not in adams
+
+
+def test_an_optimizer_that_cannot_say_what_it_counts_is_refused_before_its_record(tiny, tmp_path):
+    spec = Spec("counting", counting, diagnostics=lambda opt_state: {"updates": opt_state["n"]})
+    with pytest.raises(RequestError, match="optimizer counting, diagnostics"):
+        finish(trial_of(tiny, spec), tmp_path)
+    assert not list(tmp_path.rglob("*.jsonl"))
+
+
+def test_roots_that_fail_are_in_the_record(tiny, tmp_path):
+    """Without a ridge, statistics of deficient rank have none."""
+    build = registry.find("shampoo").build
+
+    def without_a_ridge(total_steps):
+        return build(total_steps, ridge=0.0, interval=1)
+
+    spec = Spec("without_a_ridge", without_a_ridge, diagnostics=registry.find("shampoo").diagnostics)
+    record = finish(trial_of(tiny, spec, steps=10), tmp_path)
+    assert record.end["counts"]["failed_roots"] > 0
+    runner.print_table([record.path])
+
+
+def test_the_table_says_what_a_finished_trial_hides(tiny, tmp_path, capsys):
+    """A rate of 1e6, clipped: no number is infinite, and the student is useless."""
+    record = finish(trial_of(tiny, "sgd", steps=10, learning_rate=1e6), tmp_path)
+    assert record.end["status"] == "finished"
+    runner.print_table([record.path])
+    assert "finished, worse than at the start" in capsys.readouterr().out
+    end = record.end | {"counts": {"failed_roots": 3}, "ledger": {"paused_s": 2.0}}
+    whole = record._replace(measurements=record.measurements[:1], end=end)
+    assert runner._status(whole) == "finished, 3 roots failed, was stopped for a while"

@@ -1,6 +1,10 @@
 """Networks against plain numpy, and public checkpoints into them."""
 
 import functools
+import io
+import re
+import tracemalloc
+import zipfile
 
 import jax
 import jax.numpy as jnp
@@ -159,6 +163,16 @@ def layouts():
         "legacy, numbered": to_legacy(params, suffix="_7"),
         "native": native,
         "native, under params": {f"params/{name}": a for name, a in native.items()},
+        "native, of a trainer": {
+            **{f"opt/1/mu/{name}": a for name, a in native.items()},
+            **{f"params/{name}": a for name, a in native.items()},
+            "opt/0/count": np.int32(3),
+            "extra/seconds": np.float64(1.5),
+        },
+        "native, of a flax trainer": {
+            **{f"opt/target/params/{name}": a for name, a in native.items()},
+            **{f"opt/state/{name}": np.zeros(3) for name in native},
+        },
         "native, under opt": {
             **{f"opt/target/{name}": a for name, a in native.items()},
             "opt/state/step": np.int32(3),
@@ -192,6 +206,110 @@ def test_a_classifier_of_another_size_is_refused_with_both_sizes(tmp_path):
     params = public.fill(content, "a", expected_shapes(network(classes=7)), fresh_head=True)
     assert params["head"]["kernel"].shape == (64, 7)
     assert not np.any(params["head"]["kernel"])
+
+
+def header(shape, dtype="<f4", fortran=False):
+    """A member of an archive that declares this, and has no data."""
+    file = io.BytesIO()
+    text = {"descr": dtype, "fortran_order": fortran, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, text)
+    return file.getvalue()
+
+
+def archive(members):
+    """An .npz of these members, compressed."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as made:
+        for name, content in members.items():
+            made.writestr(f"{name}.npy", content)
+    return file.getvalue()
+
+
+def members():
+    """The members of the native layout."""
+    return {
+        name: header(a.shape, fortran=False) + np.asarray(a, "<f4").tobytes()
+        for name, a in layouts()[1]["native"].items()
+    }
+
+
+def peak_of(action):
+    """Bytes allocated while a checkpoint is refused, and the message."""
+    tracemalloc.start()
+    try:
+        with pytest.raises(RequestError) as caught:
+            action()
+        return tracemalloc.get_traced_memory()[1], str(caught.value)
+    finally:
+        tracemalloc.stop()
+
+
+BOMB = bytes(200 << 20)  # 200 MiB, of which 200 KiB are left when it is compressed
+
+
+@pytest.mark.parametrize(
+    ("bomb", "message"),
+    [
+        ({"bomb": header((50 << 20,)) + BOMB}, "the network has no parameter for its bomb"),
+        ({"head/bias": header((50 << 20,)) + BOMB}, "its classifier|has the shape"),
+        ({"head/bias": header((5,)) + BOMB}, "head/bias has more bytes than it declares"),
+        ({"head/bias": header((1 << 60,))}, "has the shape"),
+        ({"head/bias": header((1 << 40, 1 << 40))}, "has the shape"),
+        ({"head/bias": header((5,))}, "head/bias has fewer bytes than it declares"),
+        ({"head/bias": header((5,), "|O") + b"." * 40}, "head/bias is Python objects, not numbers"),
+        ({"head/bias": header((5,), "<U9000") + BOMB}, "of the type <U9000"),
+        ({"head/bias": header((5,), "<c8") + b"." * 40}, "of the type complex64"),
+        ({"head/bias": b"\x93NUMPY\x02\x00\xff\xff\xff\x7f" + BOMB}, "the header of head/bias"),
+        ({"head/bias": b"\x93NUMPY\x01\x00\xff\xff" + b" " * 65535}, "the header of head/bias"),
+        ({"head/bias": b"no array"}, "the header of head/bias"),
+        ({"head/bias": b""}, "the header of head/bias"),
+    ],
+)
+def test_what_an_array_declares_is_looked_at_before_it_is_read(bomb, message):
+    content = archive(members() | bomb)
+    peak, said = peak_of(lambda: public.fill(content, "a", expected_shapes(network())))
+    assert re.search(message, said)
+    assert "\n" not in said
+    assert "allow_pickle" not in said
+    assert peak < 20 << 20
+
+
+def test_what_is_beside_the_parameters_is_not_read():
+    beside = {"opt/mu": header((50 << 20,)) + BOMB, "extra": header((1,), "|O") + b"."}
+    content = archive({f"params/{name}": a for name, a in members().items()} | beside)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        public.fill(content, "a", expected_shapes(network())),
+        layouts()[0],
+    )
+
+
+def test_too_little_memory_is_one_line(monkeypatch):
+    def none_left(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(public.np, "frombuffer", none_left)
+    with pytest.raises(RequestError, match=r"no memory for block1/unit01/conv1/kernel of 256 bytes"):
+        public.fill(archive(members()), "a", expected_shapes(network()))
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("dtype", ["float16", "float64", ">f4", "bfloat16"])
+def test_numbers_of_any_type_and_order_become_float32(dtype, order, tmp_path):
+    flat = layouts()[1]["native"]
+    other = {n: np.asarray(a.astype(jnp.dtype(dtype)), order=order) for n, a in flat.items()}
+    loaded = public.fill(write(tmp_path / "a.npz", other), "a", expected_shapes(network()))
+    for name, array in flatten_dict(loaded, sep="/").items():
+        assert array.dtype == np.float32
+        np.testing.assert_array_equal(array, other[name].astype(np.float32))
+
+
+def test_a_flipped_byte_is_refused(tmp_path):
+    content = bytearray(write(tmp_path / "a.npz", layouts()[1]["native"]))
+    place = content.index(np.asarray(layouts()[1]["native"]["head/bias"]).tobytes())
+    content[place] ^= 1
+    with pytest.raises(RequestError, match="head/bias: BadZipFile"):
+        public.fill(bytes(content), "a", expected_shapes(network()))
 
 
 def test_kernels_of_another_shape_and_damaged_files_are_refused(tmp_path):

@@ -1,6 +1,7 @@
 """Races: rivals in turn, ratios that are paired, intervals that cover."""
 
 import dataclasses
+import json
 import signal
 from types import MappingProxyType
 
@@ -122,6 +123,34 @@ def test_a_miss_is_reported_and_bounds_the_ratio(tmp_path):
     assert "at least 1.333 [" in lost
     assert ", ∞) of base's seconds to kl <= 1" in lost
     assert lost.endswith("base missed it on 1; lost missed it on 4")
+
+
+def test_a_pause_leaves_the_seconds_of_its_seed_out_and_keeps_its_steps(tmp_path):
+    for seed in range(4):
+        write(tmp_path / "base", "adam", seed, SLOW)
+        path = write(tmp_path / "rival", "adam", seed, FAST)
+        *rest, last = path.read_bytes().splitlines(keepends=True)
+        end = json.loads(last) | {"ledger": {"paused_s": 3.0 if seed == 2 else 0.0}}
+        path.write_bytes(b"".join(rest) + records.encode(end))
+        edited = tmp_path / "base" / path.relative_to(tmp_path / "rival")
+        *rest, last = edited.read_bytes().splitlines(keepends=True)
+        edited.write_bytes(b"".join(rest) + records.encode(json.loads(last) | {"ledger": {}}))
+    paths = records.paths(tmp_path)
+    assert statistics.paused_seeds(paths) == [2]
+    frame = statistics.measurements(tmp_path, ["base", "rival"], {path.stem for path in paths})
+    table = statistics.pairs(frame, "base")
+    rival = table[table["lane"] == "rival"]
+    assert list(rival["ratio_of_steps_to_target"]) == pytest.approx([1 / 3] * 4)
+    assert list(rival["ratio_of_seconds_to_target"]) == pytest.approx(
+        [1 / 3, 1 / 3, np.nan, 1 / 3], nan_ok=True
+    )
+    groups = (table[table["lane"] == lane].set_index("seed") for lane in ("rival", "base"))
+    group, base = groups
+    assert statistics.to_target(group, base, "seconds").n == 3
+    assert statistics.to_target(group, base, "steps").n == 4
+    assert list(statistics.standings(table)["seconds to target"]) == ["0.30", "0.10"]
+    only = statistics.pairs(frame[frame["seed"] == 2], "base")
+    assert "rival: - of base's seconds" in statistics.sentence(only, "rival", "base", "kl <= 1")
 
 
 def test_an_optimizer_against_itself_takes_the_same_steps_to_the_same_bits(command, tiny_task, tmp_path):

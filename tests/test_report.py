@@ -41,10 +41,59 @@ def edit(path, **fields):
     path.write_text("\n".join([json.dumps(json.loads(first) | fields), *rest]) + "\n")
 
 
+def edit_end(path, **fields):
+    """Changes fields of a record's end."""
+    *rest, last = path.read_text().splitlines()
+    path.write_text("\n".join([*rest, json.dumps(json.loads(last) | fields)]) + "\n")
+
+
 def warnings(folder):
     """The warnings of a folder, as one text."""
     found = frames.read(folder)
     return "\n".join(checks.warnings(found, trials.trials(found.frame)))
+
+
+def test_seconds_of_a_process_that_was_stopped_are_not_compared_and_its_steps_are(tmp_path):
+    """Of five seeds each, one of the rival's; as many say nothing of pauses, as older records do."""
+    for seed in range(5):
+        write(tmp_path, "adam", seed, SLOW)
+        edit_end(write(tmp_path, "fast", seed, FAST), ledger={"paused_s": 12.0 if seed == 3 else 0.0})
+    found = frames.read(tmp_path)
+    assert found.frame.loc[found.frame["train_seconds"].isna(), "seed"].unique().tolist() == [3]
+    table = speedups.speedups(trials.trials(found.frame), "adam").set_index("axis")
+    assert table["n"].to_dict() == {"steps": 5, "seconds": 4}
+    assert table.loc["seconds", "speedup"] == pytest.approx(3)
+    assert "1 of 10 runs were stopped for a while as they trained: their seconds are not" in (
+        warnings(tmp_path)
+    )
+    assert "batched" not in warnings(tmp_path)
+    edit_end(write(tmp_path, "fast", 3, FAST), ledger={"paused_s": 0.0})
+    assert "stopped" not in warnings(tmp_path)
+
+
+def test_a_run_that_finished_worse_than_it_started_is_named(tmp_path):
+    write(tmp_path, "fine", 0, [4, 2, 5, 3.9])
+    write(tmp_path, "lost", 0, [4, 2, 5, 6], status="diverged")
+    write(tmp_path, "running", 0, [4, 2, 5, 6], status="?")
+    assert "finished worse" not in warnings(tmp_path)
+    write(tmp_path, "wild", 0, [4, 1, 1, 1e10])
+    write(tmp_path, "wild", 1, [4, 1, 1, None])
+    edit(write(tmp_path, "more", 0, FAST), target={"metric": "test_kl", "value": 9, "mode": "max"})
+    assert (
+        "3 runs finished worse than they started, by their target's metric (wild: 2, more: 1)."
+        in warnings(tmp_path)
+    )
+
+
+def test_roots_that_failed_are_counted_by_optimizer(tmp_path):
+    edit_end(write(tmp_path, "shampoo", 0, FAST), counts={"failed_roots": 0, "resets": 2})
+    write(tmp_path, "adam", 0, FAST)
+    assert "roots" not in warnings(tmp_path)
+    for seed in (1, 2):
+        edit_end(write(tmp_path, "shampoo", seed, FAST), counts={"failed_roots": 120})
+    assert "2 of 4 runs had inverse roots that failed (shampoo: 240)" in warnings(tmp_path)
+    edit_end(write(tmp_path, "shampoo", 2, FAST), counts=[1])
+    assert "1 of 4 runs had inverse roots that failed (shampoo: 120)" in warnings(tmp_path)
 
 
 def test_it_loads_no_jax():

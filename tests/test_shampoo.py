@@ -164,6 +164,71 @@ def test_vmapped_roots_are_those_of_one_longer_batch(method):
         np.testing.assert_allclose(one, alone, rtol=1e-4, atol=1e-4 * float(jnp.max(alone)))
 
 
+def of_rank(rank, n=2, d=24):
+    """Statistics [n, d, d] as gradients of a rank leave them: rounded to float32, which makes some of
+    their zero eigenvalues negative."""
+    rng = np.random.default_rng(rank)
+    bases = np.linalg.qr(rng.normal(size=(n, d, d)))[0] * np.logspace(0, -1.5, d)
+    factors = np.float32(bases[..., :rank] @ rng.normal(size=(n, rank, rank)))
+    return factors @ np.swapaxes(factors, 1, 2)
+
+
+@pytest.mark.parametrize("power", [2, 4])
+@pytest.mark.parametrize("ridge", [1e-12, 1e-10, 1e-8, 1e-7, 1e-6, 1e-3])
+@pytest.mark.parametrize("rank", [1, 3, 12, 23, 24])
+def test_a_root_has_the_residual_of_the_matrix_whose_root_it_is(rank, ridge, power):
+    """That of the statistics themselves would be 1e-8 / ridge, and refuse a root that is exact."""
+    matrices = of_rank(rank)
+    assert rank == 24 or np.linalg.eigvalsh(np.float64(matrices)).min() < 0
+    found, residuals = inverse_roots(matrices, power, ridge, method="eigh")
+    expected = root_in_float64(matrices, power, ridge)
+    errors = np.linalg.norm(found - expected, axis=(1, 2)) / np.linalg.norm(expected, axis=(1, 2))
+    assert np.all(errors < 1e-6)
+    assert np.all(residuals < 2e-3)
+
+
+@pytest.mark.parametrize("rank", [1, 12, 24])
+@pytest.mark.parametrize(("method", "relative"), [("eigh", False), ("newton", False), ("newton", True)])
+def test_a_ridge_is_at_least_what_the_methods_precision_allows(rank, method, relative):
+    """A smaller one gives the same root, bit for bit, and no rounding for a root."""
+    matrices = of_rank(rank)
+    scale = 1.0 if relative else np.linalg.eigvalsh(np.float64(matrices)).max()
+    least = roots.LEAST_RIDGE[method] * scale
+    found, residuals = inverse_roots(matrices, 4, 1e-3 * least, relative=relative, method=method)
+    assert np.all(residuals < 1e-2)
+    if relative:
+        expected = root_in_float64(matrices, 4, least)
+        bar = 2e-2 * np.max(np.abs(expected), axis=(1, 2), keepdims=True)
+        assert np.all(np.abs(found - expected) < bar)
+    else:
+        even_less, _ = inverse_roots(matrices, 4, 1e-6 * least, relative=False, method=method)
+        np.testing.assert_array_equal(found, even_less)
+
+
+@pytest.mark.parametrize("method", ["eigh", "newton"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_statistics_that_are_not_finite_have_no_root(value, method):
+    matrices = np.array(of_rank(24))
+    matrices[0, 3, 5] = matrices[0, 5, 3] = value
+    _, residuals = inverse_roots(matrices, 4, method=method)
+    assert not residuals[0] <= shampoo.TOLERANCE
+    assert residuals[1] <= shampoo.TOLERANCE
+
+
+def test_a_root_that_float32_cannot_hold_is_none():
+    """1e-42, to the power of -1."""
+    _, residuals = inverse_roots(1e-30 * of_rank(3), 1, 1e-12, method="eigh")
+    assert np.all(residuals > shampoo.TOLERANCE)
+
+
+def test_the_decomposition_of_another_matrix_is_refused(monkeypatch):
+    """As of a LAPACK that returned what was in its memory."""
+    eigh = jnp.linalg.eigh
+    monkeypatch.setattr(roots.jnp.linalg, "eigh", lambda a: eigh(a[::-1, ::-1]))
+    _, residuals = inverse_roots(of_rank(12), 4, 1e-8, method="eigh")
+    assert np.all(residuals > shampoo.TOLERANCE)
+
+
 # Grafts
 
 
@@ -284,6 +349,34 @@ def test_until_all_roots_have_been_computed_and_before_start_directions_are_the_
         updates, _ = updates_of(scale_by_shampoo(0.9, 0.95, **options), grads)
         assert_same(updates[:first], adam[:first])
         assert not np.allclose(updates[first]["matrix"], adam[first]["matrix"], rtol=1e-2)
+
+
+@pytest.mark.parametrize(("ridge", "bar"), [(1e-6, 1e-3), (1e-8, 3e-3), (1e-10, 2e-2), (1e-12, 1e-1)])
+@pytest.mark.parametrize("rank", [1, 3, 12])
+@pytest.mark.parametrize("graft", ["none", "adam"])
+def test_updates_of_gradients_of_deficient_rank_equal_float64(graft, rank, ridge, bar):
+    """As with Meta's published settings: small ridges, roots at every step, Adam's length.
+
+    The bars are what the rounding of the gradients to float32 costs: the roots lengthen its part
+    outside of the gradients' space by ridge^(-1/4) on each side.
+    """
+    rng = np.random.default_rng(rank)
+    left, right = rng.normal(size=(20, rank)), rng.normal(size=(rank, 12))
+    middles = np.eye(rank) + 0.3 * rng.normal(size=(8, rank, rank)) / rank**0.5
+    grads = [np.float32(left @ middle @ right) for middle in middles]
+    optimizer = scale_by_shampoo(0.9, 0.99, 0.95, interval=1, start=0, ridge=ridge, graft=graft)
+    updates, state = updates_of(optimizer, [{"w": jnp.asarray(g)} for g in grads])
+    assert state.failures == 0
+    m = v = row = column = 0.0
+    for t, (g, update) in enumerate(zip(map(np.float64, grads), updates, strict=True), start=1):
+        m, v = 0.9 * m + 0.1 * g, 0.99 * v + 0.01 * g**2
+        row, column = 0.95 * row + 0.05 * g @ g.T, 0.95 * column + 0.05 * g.T @ g
+        top = m / (1 - 0.9**t)
+        expected = root_in_float64(row, 4, ridge) @ top @ root_in_float64(column, 4, ridge)
+        if graft == "adam":
+            length = np.linalg.norm(top / (np.sqrt(v / (1 - 0.99**t)) + 1e-8))
+            expected *= length / np.linalg.norm(expected)
+        assert np.linalg.norm(update["w"] - expected) < bar * np.linalg.norm(expected)
 
 
 def test_a_root_that_fails_keeps_the_old_one_and_is_counted():

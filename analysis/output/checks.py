@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.frames import Folder
-from analysis.statistics.trials import GROUP, TARGET, best_per_optimizer
+from analysis.statistics.trials import GROUP, TARGET, best_per_optimizer, worse_than_at_start
 from testbed.records import ReadError
 
 EARLY = 0.8  # of the schedule: a target met before that is met by a schedule meant for more steps
@@ -17,7 +17,13 @@ MOST = 20  # damaged files that are named one by one
 
 def warnings(records: Folder, ends: pd.DataFrame) -> list[str]:
     """All that apply to a folder of records; `ends` is `trials.trials` of it."""
-    return [*of_records(records), *_seeds(ends), *_budgets(records.runs), *_early_targets(ends)]
+    return [
+        *of_records(records),
+        *_worse(records.frame),
+        *_seeds(ends),
+        *_budgets(records.runs),
+        *_early_targets(ends),
+    ]
 
 
 def of_records(records: Folder) -> list[str]:
@@ -28,6 +34,7 @@ def of_records(records: Folder) -> list[str]:
         *_devices(records.runs),
         *_code(records.runs),
         *_endings(records.runs),
+        *_failed_roots(records.runs),
     ]
 
 
@@ -68,8 +75,13 @@ def _devices(runs: pd.DataFrame) -> Iterator[str]:
                 f"Mixed devices: the timed runs of {_named(key)} are from {len(places)} ({named}). "
                 "Compare their steps, not their seconds."
             )
-    if untimed := int((~runs["timed"]).sum()):
-        yield f"{untimed} of {len(runs)} runs were batched: they have no seconds of their own."
+    if batched := int((~runs["timed"] & ~runs["paused"]).sum()):
+        yield f"{batched} of {len(runs)} runs were batched: they have no seconds of their own."
+    if n := int(runs["paused"].sum()):
+        yield (
+            f"{n} of {len(runs)} runs were stopped for a while as they trained: their seconds are not "
+            "compared, their steps are."
+        )
 
 
 def _seeds(ends: pd.DataFrame) -> Iterator[str]:
@@ -137,6 +149,28 @@ def _endings(runs: pd.DataFrame) -> Iterator[str]:
         yield f"{n} of {len(runs)} runs failed with an error: {', '.join(_reasons(runs))}."
     if n := int((runs["timed"] & runs["resumed"]).sum()):
         yield f"{n} timed runs were interrupted and resumed: their seconds are of several occasions."
+
+
+def _worse(frame: pd.DataFrame) -> Iterator[str]:
+    worse = worse_than_at_start(frame)
+    if len(worse):
+        named = ", ".join(f"{label}: {n}" for label, n in worse["label"].value_counts().items())
+        yield (
+            f"{len(worse)} runs finished worse than they started, by their target's metric ({named}). "
+            "They count as they ended; a smaller learning rate may help."
+        )
+
+
+def _failed_roots(runs: pd.DataFrame) -> Iterator[str]:
+    """Of optimizers that count the inverse roots that failed (`failed_roots`)."""
+    failed = runs.reindex(columns=["count_failed_roots"])["count_failed_roots"]
+    if n := int((failed > 0).sum()):
+        of_each = failed.groupby(runs["label"]).sum()
+        named = ", ".join(f"{label}: {count:.0f}" for label, count in of_each[of_each > 0].items())
+        yield (
+            f"{n} of {len(runs)} runs had inverse roots that failed ({named}): older ones, at first "
+            "identities, were used in their place."
+        )
 
 
 def _reasons(runs: pd.DataFrame) -> list[str]:

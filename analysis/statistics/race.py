@@ -29,6 +29,12 @@ def resumed_seeds(paths: Sequence[Path]) -> list[int]:
     return sorted({r.header["seed"] for r in trials_of if not r.end or r.end["resumed"]})
 
 
+def paused_seeds(paths: Sequence[Path]) -> list[int]:
+    """Seeds of the records whose processes were stopped as they trained: they have no seconds."""
+    ended = [r for r in map(records.read, paths) if r.end]
+    return sorted({r.header["seed"] for r in ended if r.end and r.end["ledger"].get("paused_s")})
+
+
 def pairs(frame: pd.DataFrame, baseline: str) -> pd.DataFrame:
     """One row per lane and seed, from measurements whose `label` is the lane.
 
@@ -81,14 +87,16 @@ def standings(table: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for lane, group in table.groupby("lane", sort=False):
         reached = group["steps_to_target"].notna()
-        to_target = group[["steps_to_target", "seconds_to_target"]].fillna(np.inf).median()
-        most = bool(np.isfinite(to_target["steps_to_target"]))
+        timed = group[group["seconds_watched"].notna()]
+        steps = group["steps_to_target"].fillna(np.inf).median()
+        seconds = timed["seconds_to_target"].fillna(np.inf).median()
+        never = "not reached"
         rows.append(
             {
                 "optimizer": lane,
                 "reached": f"{reached.sum()} of {len(group)}",
-                "steps to target": f"{to_target['steps_to_target']:.0f}" if most else "not reached",
-                "seconds to target": f"{to_target['seconds_to_target']:.2f}" if most else "not reached",
+                "steps to target": never if np.isinf(steps) else f"{steps:.0f}",
+                "seconds to target": never if np.isinf(seconds) else f"{seconds:.2f}",
                 "ms per step": f"{1000 * group['seconds_per_step'].median():.3f}",
                 "at the end": f"{group['metric'].median():.4f}",
                 "diverged": str((group["status"] == "diverged").sum()),
@@ -119,8 +127,12 @@ def to_target(group: pd.DataFrame, base: pd.DataFrame, axis: str) -> ratio.Ratio
     """A lane's steps or seconds to the target / the baseline's; rows of `pairs`, of the same seeds.
 
     To the measurement that first saw it at the target, without what the cadence allows: all lanes are
-    measured at the same steps, and the seconds up to those are what a race compares.
+    measured at the same steps, and the seconds up to those are what a race compares. Seconds are of the
+    seeds that were timed in both.
     """
+    watched = f"{axis}_watched"
+    known = (group[watched].notna() & base[watched].notna()).to_numpy()
+    group, base = group[known], base[known]
     times = (
         ratio.Times(*(side[f"{axis}_{what}"].to_numpy(float) for what in ("to_target", "watched")))
         for side in (base, group)

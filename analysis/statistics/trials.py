@@ -66,6 +66,17 @@ def score(ends: pd.DataFrame) -> pd.Series:
     return scores.where(ends["status"] != "unfinished")
 
 
+def worse_than_at_start(frame: pd.DataFrame) -> pd.DataFrame:
+    """The last measurements of finished trials whose target's metric is worse than at their start.
+
+    One that is not a number is worse than any.
+    """
+    ordered = frame[frame["status"] == "finished"].sort_values(["run_id", "step"])
+    first, last = (of(1) for of in (ordered.groupby("run_id").head, ordered.groupby("run_id").tail))
+    began = last["run_id"].map(score(first).set_axis(first["run_id"]))
+    return last[np.isfinite(began) & (score(last) > began)]
+
+
 def best_per_optimizer(ends: pd.DataFrame) -> pd.DataFrame:
     """Of `trials`, those of each optimizer's best configuration in each group, on validation data.
 

@@ -4,8 +4,13 @@
 each with its residual, from which the caller decides whether to take the root:
 
 - `eigh`: eigendecomposition in float64. On CPU this costs about what float32 costs, and puts
-  the error of a root at the floor that float32 statistics allow.
-- `newton`: coupled Newton iteration in float32, which is products of matrices only.
+  the error of a root at the floor that float32 statistics allow. Eigenvalues below 0, which rounding
+  gives to statistics of deficient rank, count as 0.
+- `newton`: coupled Newton iteration in float32, which is products of matrices only. An eigenvalue that
+  rounding puts below 0 must be lifted above it by the ridge.
+
+So that rounding never decides a root, a ridge above 0 is at least a share of the largest eigenvalue,
+which depends on the method (LEAST_RIDGE); a ridge of 0 is none.
 
 `auto` takes eigh on CPU and newton on accelerators, whose strength is products, and which have float64
 slowly or not at all.
@@ -24,6 +29,9 @@ from optimizers.parts.axes import product
 Method = Literal["auto", "eigh", "newton"]
 METHODS: tuple[Method, ...] = ("auto", "eigh", "newton")
 MAX_ITERATIONS = 60
+# Relative to the largest eigenvalue. With 1e-7, newton's roots of deficient rank are off by 10 %, and
+# with 1e-8 there are none.
+LEAST_RIDGE = {"eigh": 1e-13, "newton": 1e-6}
 
 
 def inverse_roots(
@@ -35,18 +43,21 @@ def inverse_roots(
     relative: bool = True,
     method: Method = "auto",
 ) -> tuple[Array, Array]:
-    """(A + r I)^(-1/p) of each A, and how far X^p (A + r I) is from I.
+    """X = (A + r I)^(-1/p) of each A, and how far X^p (A + r I) is from I.
+
+    A is the matrix with its eigenvalues below 0, which are rounding, put to 0.
 
     Args:
       matrices: [k, d, d], symmetric.
       powers: [k], the integers p >= 1.
       wanted: [k], whether the root is needed; on CPU, the others are I and cost nothing.
-      ridge: r, or r / (largest eigenvalue of A).
+      ridge: r, or r / (largest eigenvalue of A); at least LEAST_RIDGE of that.
       relative: which of the two.
       method: how.
 
     Returns:
-      roots [k, d, d] and residuals [k]. The root of zero, without a ridge, is I.
+      roots [k, d, d] and residuals [k]; where a root is not finite in float32, neither is its residual.
+      The root of zero, without a ridge, is I.
     """
     eigh, newton = (_batched(f, relative) for f in (_by_eigh, _by_newton))
     arguments = (matrices, powers, wanted, jnp.broadcast_to(jnp.float32(ridge), powers.shape))
@@ -131,22 +142,28 @@ def condition_numbers(matrices: Array, ridge: float | Array) -> Array:
 
 
 def _by_eigh(matrix: Array, power: Array, ridge: Array, relative: bool) -> tuple[Array, Array]:
-    """Of one matrix [d, d]. The residual is of X^p (A + r I) on one vector."""
+    """Of one matrix [d, d]. The residual is of X^p (A + r I) on one vector.
+
+    A is the matrix as it was given, and only what is clipped is from its decomposition: a
+    decomposition that is not the matrix' has a large residual too.
+    """
     with jax.enable_x64(True):
         a, r = (lax.convert_element_type(x, jnp.float64) for x in (matrix, ridge))
         values, vectors = jnp.linalg.eigh(a)
         top = values[-1]
-        r = r * top if relative else r
+        r = _at_least(r * top if relative else r, LEAST_RIDGE["eigh"] * top)
         some = top + r > 0
+        clipped = jnp.maximum(-values, 0)
         values = jnp.where(some, jnp.maximum(values, 0) + r, 1.0)
         exponent = -1 / lax.convert_element_type(power, jnp.float64)
         root = (vectors * values**exponent) @ vectors.T
         probe = jnp.cos(jnp.arange(a.shape[0], dtype=jnp.float64))
-        image = jnp.where(some, a @ probe + r * probe, probe)
+        ridged = a @ probe + vectors @ (clipped * (vectors.T @ probe)) + r * probe
+        image = jnp.where(some, ridged, probe)
         image = lax.fori_loop(jnp.int32(0), power, lambda _, y: root @ y, image)
         residual = jnp.linalg.norm(image - probe) / jnp.linalg.norm(probe)
         root, residual = (lax.convert_element_type(x, jnp.float32) for x in (root, residual))
-        return root, residual
+        return root, jnp.where(jnp.all(jnp.isfinite(root)), residual, jnp.float32(jnp.inf))
 
 
 def _by_newton(matrix: Array, power: Array, ridge: Array, relative: bool) -> tuple[Array, Array]:
@@ -161,11 +178,12 @@ def _by_newton(matrix: Array, power: Array, ridge: Array, relative: bool) -> tup
     size, p = matrix.shape[0], power.astype(jnp.float32)
     identity = jnp.eye(size, dtype=jnp.float32)
     scale = jnp.max(jnp.abs(matrix)) + (0.0 if relative else ridge)
-    nothing = ~(scale > 0)
+    nothing = scale == 0
     scale = jnp.where(nothing, 1.0, scale)
     a = jnp.where(nothing, identity, matrix / scale)
     top = _largest_eigenvalue(a)
-    r = jnp.where(nothing, 0.0, ridge * top if relative else ridge / scale)
+    r = ridge * top if relative else ridge / scale
+    r = jnp.where(nothing, 0.0, _at_least(r, LEAST_RIDGE["newton"] * top))
     z = (p + 1) / (2 * (top + r))
 
     def goes_on(state: Any) -> Array:
@@ -182,6 +200,10 @@ def _by_newton(matrix: Array, power: Array, ridge: Array, relative: bool) -> tup
     start = (jnp.int32(0), m, z ** (1 / p) * identity, _distance(m, identity), jnp.float32(jnp.inf))
     _, _, root, residual, _ = lax.while_loop(goes_on, iterate, start)
     return root * scale ** (-1 / p), residual
+
+
+def _at_least(ridge: Array, least: Array) -> Array:
+    return jnp.where(ridge > 0, jnp.maximum(ridge, least), 0.0)
 
 
 def _distance(a: Array, b: Array) -> Array:

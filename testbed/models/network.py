@@ -6,6 +6,8 @@ from typing import Any
 
 from flax import linen as nn
 
+from testbed.devices import in_full_precision
+
 
 def fields_of(network: nn.Module) -> dict[str, str]:
     """The fields of a network, as text (its repr depends on flax's version, its fields do not)."""
@@ -42,6 +44,7 @@ def parts_of(value: Any) -> Any:
     return value
 
 
+@in_full_precision
 def apply(network: nn.Module, params: Any, inputs: Any) -> Any:
     """Outputs [b, ...] of a network on inputs [b, ...]."""
     return network.apply({"params": params}, inputs)

@@ -51,6 +51,7 @@ def split_seeds(seed: Array, lesson_seed: Array) -> Keys:
     return Keys(weights, random.split(random.key(lesson_seed, impl=GENERATOR), 3)[1], optimizer)
 
 
+@devices.in_full_precision
 def make_lesson(task: Task, protocol: str, data: TrainingData, key: Array, step: Array) -> Lesson:
     """The lesson of a step.
 
@@ -111,6 +112,7 @@ def draw(task: Task, data: TrainingData, key: Array, step: Array) -> Batch:
     )
 
 
+@devices.in_full_precision
 def teacher_logits(task: Task, params: tuple[Params, ...], inputs: Array) -> Array:
     """Logits [teachers, b, ...] of all teachers of a task on inputs [b, ...]."""
     pairs = zip(task.teachers, params, strict=True)

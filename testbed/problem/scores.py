@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
+from testbed.devices import in_full_precision
 from testbed.errors import RequestError
 from testbed.problem import distances, protocols
 from testbed.problem.distances import Distance
@@ -70,6 +71,7 @@ SCORES: Mapping[str, Score] = MappingProxyType(
 )
 
 
+@in_full_precision
 def scores(
     table: Mapping[str, Score], on: str, distance: Distance, outputs: Outputs
 ) -> dict[str, Array]:
@@ -81,6 +83,7 @@ def scores(
     }
 
 
+@in_full_precision
 def lesson_scores(distance: Distance, lesson: Lesson, student: Array) -> tuple[Array, Array]:
     """The training loss, and the KL at temperature 1 to the lesson's own teacher: scalars."""
     kl = jnp.mean(distance.kl(distance.ensemble(lesson.logits), student))

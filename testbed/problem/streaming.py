@@ -134,12 +134,15 @@ def _logits(task: Task, part: str, central: NDArray[np.uint8], images: Encoded, 
     def logits_of(params: Any, batch: Array) -> Array:
         return jnp.moveaxis(teacher_logits(task, params, views.value_range(batch)), 1, 0)
 
+    backend = jax.default_backend()
+    # On CPU products always were in full precision: what is cached there stays valid.
+    products = [] if backend == "cpu" else [devices.PRODUCTS]
     key = {
         "part": f"{images.name} ({part})",
         "data_sha256": task.stream()().sha256,
         "teacher_sha256": [teachers.load(teacher).sha256 for teacher in task.teachers],
         "networks": [teacher.code_sha256() for teacher in task.teachers],
-        "computed": [task.precision, jax.default_backend(), jax.__version__],
+        "computed": [task.precision, backend, jax.__version__, *products],
         **tfds.decoding(),
     }
     n = len(images)

@@ -191,6 +191,9 @@ class Alone:
             self._wait()
         with self.ledger.on("compile_s"):
             self._diagnose = self._compile_diagnose(diagnose)
+            with refusing(f"optimizer {trial.optimizer.name}, diagnostics"):
+                self._counts = diagnostics.make_counts(trial.optimizer.diagnostics, devices.mesh())
+                self._counts(self.state.opt_state)
         with self.ledger.on("setup_s"):
             self._batches = source.batches(trial.lessons, self.step)
             self._data, self._served = source.data, 0
@@ -259,8 +262,9 @@ class Alone:
                 evaluated = _replicated(self.params)
                 if devices.is_first():
                     public.save(self._params_path, evaluated)
+            counts = self._counts(self.state.opt_state)
         status, reason = ending(self.state)
-        row = end_row(status, self.step, reason, digest, self.ledger, self._resumed)
+        row = end_row(status, self.step, reason, digest, self.ledger, self._resumed, counts)
         self._writer.append(row)
 
     def fail(self, reason: str) -> None:

@@ -20,6 +20,7 @@ from testbed.training import loop
 from testbed.training.alone import is_finished, iterate
 from testbed.training.checkpoints import Checkpoints
 from testbed.training.clock import Ledger
+from testbed.training.diagnostics import make_counts
 from testbed.training.groups import (
     Group,
     compile_groups,
@@ -243,11 +244,13 @@ class Together:
         with self.ledger.on("record_s"):
             states = jax.device_get(list(self._states))
             for group, stacked in zip(self._groups, states, strict=True):
+                counts = make_counts(group.trials[0].optimizer.diagnostics, devices.mesh())
                 for i in range(len(group.trials)):
                     state = jax.tree.map(lambda x, i=i: x[i], stacked)
-                    ends.append((*ending(state), int(state.step), params_sha256(state.params)))
-        for i, (status, reason, step, digest) in enumerate(ends):
-            row = end_row(status, step, reason, digest, self.ledger, self._resumed)
+                    counted = counts(state.opt_state)
+                    ends.append((*ending(state), int(state.step), params_sha256(state.params), counted))
+        for i, (status, reason, step, digest, counted) in enumerate(ends):
+            row = end_row(status, step, reason, digest, self.ledger, self._resumed, counted)
             self._writers.append(i, row)
         self._checkpoints.close()
         self._checkpoints.delete()

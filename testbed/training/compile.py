@@ -68,6 +68,7 @@ class ProgramKey:
             raise RequestError(f"build returned a {kind}, not an optax.GradientTransformation")
         return optax.with_extra_args_support(built)
 
+    @devices.in_full_precision
     def evaluated(self, opt_state: Any, params: Params) -> Params:
         """The parameters to evaluate."""
         return self.eval_params(opt_state, params) if self.eval_params else params
@@ -205,6 +206,7 @@ def make_functions(key: ProgramKey, *, checkpointed: bool = False) -> Functions:
     network = problem.network.clone(checkpoint=True) if checkpointed else problem.network
     student = functools.partial(networks.apply, network)
 
+    @devices.in_full_precision
     def init(keys: Keys, hp: Mapping[str, Any], start: Params | None) -> State:
         params = problem.init_with(network, keys.weights) if start is None else start
         opt_state = as_state("init returned", key.make_optimizer(hp).init(params))

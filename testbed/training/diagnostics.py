@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, random
 from jax.flatten_util import ravel_pytree
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from testbed import devices
 from testbed.errors import choose as choose_name
@@ -23,7 +24,8 @@ from testbed.training.step import Info, State
 
 ITERATIONS = 40  # Hessian-vector products of `sharpness`
 
-OWN = "optimizer"  # the name that requests an optimizer's own counts
+OWN = "optimizer"  # the name that requests what an optimizer says about its work
+Own = Callable[[Any], Mapping[str, Array]]  # opt_state -> that: scalars by name
 
 
 class Moment(NamedTuple):
@@ -102,7 +104,7 @@ def choose(names: Sequence[str]) -> tuple[str, ...]:
 def make_diagnose(
     names: tuple[str, ...],
     key: ProgramKey,
-    own: Callable[[Any], Mapping[str, Array]] | None,
+    own: Own | None,
     *,
     checkpointed: bool,
 ) -> Any:
@@ -111,7 +113,7 @@ def make_diagnose(
     Args:
       names: from `choose`.
       key: the key of the trial's programs.
-      own: opt_state -> the optimizer's own counts, recorded as optimizer_<name>.
+      own: the optimizer's own, recorded as optimizer_<name>.
       checkpointed: as in `make_functions`.
     """
     functions, problem = make_functions(key, checkpointed=checkpointed), key.problem
@@ -134,3 +136,25 @@ def make_diagnose(
         return values
 
     return jax.jit(diagnose, out_shardings=devices.replicated())
+
+
+@functools.lru_cache(maxsize=64)
+def make_counts(own: Own | None, mesh: Mesh | None) -> Callable[[Any], dict[str, int]]:
+    """opt_state -> what an optimizer counts of its work: those of its own values that are integers.
+
+    Every record ends with them. The values that are no integers may be expensive; they are not computed.
+
+    Args:
+      own: the optimizer's own; None: it counts nothing.
+      mesh: the devices in use.
+    """
+    if own is None:
+        return lambda opt_state: {}
+    everywhere = NamedSharding(mesh, PartitionSpec()) if mesh else None
+
+    @functools.partial(jax.jit, out_shardings=everywhere)
+    def counts(opt_state: Any) -> dict[str, Array]:
+        values = {name: jnp.asarray(value) for name, value in own(opt_state).items()}
+        return {n: v for n, v in values.items() if jnp.issubdtype(v.dtype, jnp.integer)}
+
+    return lambda opt_state: {n: int(v) for n, v in jax.device_get(counts(opt_state)).items()}

@@ -100,7 +100,7 @@ def drive(runner: Runner, due: list[int], longest: float = math.inf) -> Generato
                 yield runner.progress()
                 stop = next(step for step in due if step > runner.step)
                 stop = min(stop, runner.step + int(devices.from_host_0(size)))
-            with ledger.on("train_s"):
+            with ledger.training():
                 begun, first = time.perf_counter(), runner.step
                 runner.advance(stop)
                 per_step = (time.perf_counter() - begun) / (stop - first)

@@ -4,6 +4,7 @@ import datetime
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -79,6 +80,7 @@ def header_row(
         "device": provenance.device() | {"used": used},
         "precision": {
             "parameters": "float32",
+            "matmul": devices.PRODUCTS,
             "student": task.precision if has_precision(task.student) else "float32",
             "teachers": [teacher.precision(task.precision) for teacher in task.teachers],
         },
@@ -113,9 +115,15 @@ def measurement_row(
 
 
 def end_row(
-    status: str, step: int, reason: str, digest: str | None, ledger: Ledger, resumed: int
+    status: str,
+    step: int,
+    reason: str,
+    digest: str | None,
+    ledger: Ledger,
+    resumed: int,
+    counts: Mapping[str, int] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """The last line of a record."""
+    """The last line of a record; `counts` are the optimizer's own, from `diagnostics.make_counts`."""
     return {
         "kind": "end",
         "status": status,
@@ -124,6 +132,7 @@ def end_row(
         "params_sha256": digest,
         "ledger": ledger.rows(),
         "resumed": resumed,
+        **({"counts": dict(counts)} if counts else {}),
     }
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from testbed.devices import in_full_precision
 from testbed.errors import RequestError
 from testbed.problem import protocols
 from testbed.problem.distances import Distance
@@ -36,6 +37,7 @@ class Info(NamedTuple):
     updates: Params  # what was added to them
 
 
+@in_full_precision
 def train_step(
     state: State,
     lesson: Lesson,
