@@ -60,6 +60,7 @@ DERIVED = [
     "n",  # of `curves.curves`
 ]
 RESERVED = {"kind", *IDENTITY, *DERIVED}  # what no measurement may be called
+DEEPEST = 50  # more than any of ours, and less than Python's limit
 DECLARED = "metrics"  # in the `attrs` of a frame, and of what is made of it
 STATUSES = ("finished", "diverged", "failed")  # of an end
 # Columns that every frame has, measured or not.
@@ -142,6 +143,8 @@ def _fault(record: Record) -> str | None:
         return "its header's target is not a metric, a value and a mode (min or max)"
     if not record.measurements:
         return "it holds a header only: no measurement was made"
+    if _is_deep([header, record.measurements, record.end]):
+        return f"it is nested more than {DEEPEST} deep"
     measured = set().union(*record.measurements)
     if target["metric"] not in {name for name in measured if not _refused(name, measured)}:
         return f"its target is {target['metric']}, which is not measured"
@@ -150,6 +153,15 @@ def _fault(record: Record) -> str | None:
     except UnicodeEncodeError:
         return "it holds a text that is not Unicode"
     return None
+
+
+def _is_deep(value: Any) -> bool:
+    """Whether lists and objects are nested more than DEEPEST deep."""
+    level = [value]
+    for _ in range(DEEPEST + 1):
+        items = [v.values() if isinstance(v, dict) else v for v in level if isinstance(v, dict | list)]
+        level = [item for of in items for item in of]
+    return bool(level)
 
 
 def _scores(record: Record) -> tuple[pd.DataFrame, list[ReadError]]:

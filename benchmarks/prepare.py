@@ -8,6 +8,11 @@ images, central views, the teachers' logits on them. Whatever is missing is prin
 the address that it comes from; exit status 2.
 """
 
+if __name__ == "__main__":
+    from testbed.start import start
+
+    start("benchmarks.prepare")
+
 import dataclasses
 import shutil
 import urllib.error
@@ -15,9 +20,9 @@ import urllib.request
 
 from tqdm import tqdm
 
-from benchmarks.cli import Parser, add_debug_option, invocation, serve
 from benchmarks.trials import choose_precision
 from testbed import compilation_cache, devices, paths, teachers
+from testbed.cli import Parser, add_debug_option, invocation
 from testbed.errors import RequestError
 from testbed.problem.problem import open_problem
 from testbed.problem.protocols import PROTOCOLS
@@ -118,7 +123,3 @@ def check_teacher(teacher: NetworkTeacher | ExactTeacher) -> str:
         return str(error)
     print(f"teacher {teacher.name}: {weights.card['parameters']:,} parameters, SHA-256 {weights.sha256}")
     return ""
-
-
-if __name__ == "__main__":
-    serve(main)

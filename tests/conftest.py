@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 import benchmarks  # noqa: F401  # before numpy and JAX: it sets LAPACK's number of threads
-from benchmarks.cli import serve
 from testbed import compilation_cache
+from testbed.cli import serve
 from testbed.models.mlp import MLP
 from testbed.problem.task import Task
 from testbed.tasks import TASKS

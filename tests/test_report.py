@@ -15,6 +15,7 @@ from analysis import frames, report
 from analysis.output import checks, headlines, markdown, sections, tables
 from analysis.statistics import curves, matched_quality, speedups, trials
 from benchmarks.results import coverage, report_size
+from testbed.cli import serve
 from tests.test_analysis import FAST, NEVER, SLOW, write
 
 ROOT = Path(__file__).parents[1]
@@ -26,11 +27,9 @@ def run(monkeypatch, capsys):
 
     def call(*words):
         monkeypatch.setattr("sys.argv", ["report.py", *map(str, words)])
-        try:
-            report.main()
-        except SystemExit as end:
-            return (end.code, *capsys.readouterr())
-        return (0, *capsys.readouterr())
+        with pytest.raises(SystemExit) as end:
+            serve(report.main)
+        return (end.value.code, *capsys.readouterr())
 
     return call
 
