@@ -297,7 +297,7 @@ def _run(record: Record) -> dict[str, Any]:
         "target_value": float(header["target"]["value"]),
         "target_mode": header["target"]["mode"],
         # What follows is not repeated in each measurement's row.
-        "record": str(record.path),
+        "record": str(record.path).encode(errors="backslashreplace").decode(),  # names may be no UTF-8
         "device": " ".join(_text(value) for value in where if value),
         "dirty": git.get("dirty") is True,
         "versions": json.dumps(_part(header, "versions"), sort_keys=True),

@@ -16,7 +16,7 @@ from benchmarks.loggers import Loggers
 from testbed import compilation_cache, devices, records
 from testbed.cli import Interrupted, command_line
 from testbed.errors import printable
-from testbed.start import end_at_once, handle, restore
+from testbed.start import handle, hear_again, restore
 from testbed.training.alone import iterate
 from testbed.training.loop import Progress
 from testbed.training.trial import Trial
@@ -115,7 +115,7 @@ def interrupts() -> Iterator[Callable[[], bool]]:
     def hear(number: int, frame: FrameType | None) -> None:
         nonlocal heard
         if heard:
-            end_at_once()
+            hear_again()
         heard = True
 
     before = handle(hear)

@@ -209,7 +209,9 @@ def require_writable(option: str, folder: Path) -> None:
 def unwritable(option: str, folder: Path, error: OSError) -> RequestError:
     """What to raise where writing into the folder that an option names has failed."""
     why = error.strerror or describe(error)
-    return RequestError(f"{option} {folder}: cannot be written ({why}); make room or choose another")
+    return RequestError(
+        f"{option} {folder}: cannot be written ({why}); make room, or choose another folder"
+    )
 
 
 # The command itself

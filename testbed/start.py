@@ -19,6 +19,7 @@ from contextlib import suppress
 from types import FrameType
 from typing import Any, NoReturn
 
+_started: list["_Signals"] = []  # of this process
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -30,6 +31,7 @@ def start(module: str, function: str = "main") -> NoReturn:
     one ends the process at once, whatever it is doing.
     """
     signals = _Signals()
+    _started.append(signals)
     import importlib
 
     from testbed import cli
@@ -54,34 +56,34 @@ class _Signals:
     def __init__(self) -> None:
         self.imported = False
         self.status: int | None = None  # once the command has ended
-        self._heard = 0
-        handle(self._hear)
-        import threading
-
+        self._heard, self._unheard = 0, False
         # A thread counts them: the main thread may be inside of a compilation for a minute.
         reader, writer = os.pipe()
         os.set_blocking(writer, False)
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        handle(self._hear)
+        import threading
+
         os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))  # it would write there too
         sys.unraisablehook = self._unraisable
         threading.Thread(target=self._count, args=(reader,), daemon=True).start()
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
-        if not self.imported or self.status is not None:
-            end_at_once(self.status)
-        raise KeyboardInterrupt
+        if self.imported and self.status is None:
+            raise KeyboardInterrupt
+        self._unheard = True
 
     def _count(self, reader: int) -> None:
         while True:
             for number in os.read(reader, 64):
                 self._heard += number in SIGNALS
-            if self._heard > 1 or (self._heard and not self.imported):
-                end_at_once(self.status)
+            if self._heard > 1 or (self._heard and (self._unheard or not self.imported)):
+                _end_at_once(self.status)
 
     def _unraisable(self, what: Any) -> None:
         """An interrupt where Python drops exceptions, as in a destructor, is none the less one."""
         if issubclass(what.exc_type, KeyboardInterrupt):
-            end_at_once(self.status)
+            _end_at_once(self.status)
         sys.__unraisablehook__(what)
 
 
@@ -97,7 +99,17 @@ def restore(handlers: dict[int, Any]) -> None:
         signal.signal(number, handler)
 
 
-def end_at_once(status: int | None = None) -> NoReturn:
+def hear_again() -> None:
+    """What a handler does at a second signal, where `_Signals` does not end the process.
+
+    Raises:
+      KeyboardInterrupt: there is none.
+    """
+    if not _started:
+        raise KeyboardInterrupt
+
+
+def _end_at_once(status: int | None) -> NoReturn:
     """Ends the process without more ado: with a status, or as interrupted, in one line."""
     if status is None:
         name = os.path.basename(sys.argv[0])

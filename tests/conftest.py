@@ -16,7 +16,7 @@ from tests import stand_ins
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--kills", type=int, default=3, help="how often the SIGKILL test kills its trial")
+    parser.addoption("--kills", type=int, default=3, help="of test_resume.py: so many SIGKILLs")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -36,11 +36,9 @@ def write_csv(table: pd.DataFrame, path: Path) -> None:
     A spreadsheet would run a text that begins with = + - @ as a formula: it gets an apostrophe.
     """
     table = table.rename(columns=lambda name: _cell(str(name)))
-    texts = {
-        name: table[name].map(_cell, na_action="ignore")
-        for name in table.columns[table.dtypes.map(pd.api.types.is_object_dtype)].unique()
-    }
-    pyarrow.csv.write_csv(pyarrow.Table.from_pandas(table.assign(**texts), preserve_index=False), path)
+    texts = table.select_dtypes(exclude=["number", "bool"])
+    table = table.assign(**{name: texts[name].map(_cell, na_action="ignore") for name in texts})
+    pyarrow.csv.write_csv(pyarrow.Table.from_pandas(table, preserve_index=False), path)
 
 
 def _cell(value: object) -> object:
@@ -53,7 +51,9 @@ def _cell(value: object) -> object:
 
 def _is_number(text: str) -> bool:
     """Whether it is one, or stands for a missing one."""
-    return text == "-" or re.fullmatch(r"[+-]?[\d.]+(e[+-]?\d+)?( .*\[.*\])?", text) is not None
+    return (
+        text == "-" or re.fullmatch(r"[+-]?[\d.]+(e[+-]?\d+)?( \[[-+\d.e, ]*[\])])?", text) is not None
+    )
 
 
 @contextmanager

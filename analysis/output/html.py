@@ -293,7 +293,7 @@ def _cell(value: Any, column: tuple[str, str]) -> Cell:
         return Cell("\u2013", style=f"missing {style}".strip())
     if name == "record" and isinstance(value, str):
         # Quoted, a colon too: what looks like a scheme is still a path.
-        return Cell("record", link=quote(str(value), safe="/", errors="surrogateescape"))
+        return Cell("record", link=quote(str(value), safe="/"))
     if isinstance(value, (int, float, np.number)) and not isinstance(value, bool):
         if name == "seed" and float(value).is_integer():
             return Cell(str(int(value)), str(int(value)), style="number")  # a name, not an amount
