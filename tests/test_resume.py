@@ -1,4 +1,4 @@
-"""Killed and interrupted at random moments from launch on, and resumed by the same command: the same bits."""
+"""Killed and interrupted at random moments from launch on, then resumed: the same bits."""
 
 import random
 import signal
@@ -17,7 +17,7 @@ from tests.trials import without_times
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 COMMANDS = {
-    "alone": ["benchmarks/run.py", "--opt", "shampoo", "--opt", "adam", "--steps", "500"],
+    "alone": ["benchmarks/run.py", "--opt", "adam", "--opt", "sgd", "--steps", "400"],
     "batched": [
         *("benchmarks/sweep.py", "--opt", "adam", "--opt", "sgd", "--steps", "150"),
         *("--trials", "3", "--seeds", "1"),
@@ -101,24 +101,30 @@ def test_disturbed_at_random_moments_a_command_makes_what_it_makes_undisturbed(
     tmp_path: Path, request: pytest.FixtureRequest, whole: dict[str, Whole]
 ):
     moments = random.Random(0)  # noqa: S311
-    met, rows, last = 0, list(signals(request.config.getoption("--kills"))), tmp_path
-    for i, (number, name) in enumerate(rows):
-        out = tmp_path / f"{i // SIGNALS_IN_A_ROW}-{name}"
-        met += disturb(whole[name].words, out, number, moments.uniform(0, whole[name].seconds))
-        if i + 1 == len(rows) or (i + 1) % SIGNALS_IN_A_ROW == 0:
-            require_equal(whole[name].words, out, whole[name].found)
-            last = out
-    assert last.exists()
-    assert met >= len(rows) // 2, "most of them hit a running command"
+    left, folders = list(signals(request.config.getoption("--kills"))), 0
+    while left:
+        name, out = left[-1][1], tmp_path / str(folders)
+        folders += 1
+        for _ in range(SIGNALS_IN_A_ROW):
+            if not left or left[-1][1] != name:
+                break
+            of = whole[name]
+            if not disturb(of.words, out, left[-1][0], moments.uniform(0, of.seconds)):
+                of.seconds *= 0.9  # it ended before: the machine is faster than it was
+                break
+            left.pop()
+        require_equal(whole[name].words, out, whole[name].found)
+    assert folders
 
 
-def test_what_a_signal_met_in_training_is_not_run_again(tmp_path: Path):
+def test_what_was_trained_before_a_kill_is_not_trained_again(tmp_path: Path):
     """The other test would pass if nothing were ever resumed."""
-    words = ["benchmarks/run.py", "--opt", "adam", "--steps", "1500"]
+    words = ["benchmarks/run.py", "--opt", "adam", "--steps", "1200"]
     process = launch(*words, "--out", tmp_path)
-    while not list(tmp_path.rglob("*.checkpoint/0")):
+    while not list(tmp_path.rglob("*.checkpoint/*")):
         assert process.poll() is None
         time.sleep(0.02)
+    time.sleep(1.5)
     process.kill()
     process.communicate()
     finish(words, tmp_path)
