@@ -51,12 +51,13 @@ def finish(words: list[str], out: Path) -> None:
 
 
 def contents(out: Path) -> dict[str, list[dict[str, Any]]]:
-    """All but times of all records; and not which trials were left when a batch was formed."""
+    """All records, but for times, the commit, and which trials were left when a batch was formed."""
     found = {}
     for record in records.read_folder(out):
         assert record.errors == [], "no line is torn"
         rows = without_times(record)
-        rows[0].pop("batch", None)
+        for name in ("git", "batch"):
+            rows[0].pop(name, None)
         found[str(record.path.relative_to(out))] = rows
     return found
 
