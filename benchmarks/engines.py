@@ -23,7 +23,7 @@ from benchmarks.jobs import Job, make_trials, run_job
 from benchmarks.runner import interrupts
 from testbed import devices, errors, records
 from testbed.cli import Interrupted
-from testbed.errors import RequestError
+from testbed.errors import RequestError, describe
 from testbed.training.alone import is_finished
 
 CODE = Path(__file__).parents[1]  # from where this code is imported: a clone, or an installation
@@ -260,8 +260,8 @@ def attempt(job: Job) -> Exception | None:
         raise
     except RequestError as error:
         return RequestError(str(error))
-    except Exception as error:
-        return RuntimeError(f"{type(error).__name__}: {' '.join(str(error).split())[:500]}")
+    except (Exception, SystemExit) as error:
+        return RuntimeError(describe(error))
     return None
 
 

@@ -11,6 +11,7 @@ before it imports anything else: its imports take seconds, in which it can be in
 module imports next to nothing.
 """
 
+import atexit
 import os
 import signal
 import sys
@@ -64,6 +65,9 @@ class _Signals:
         handle(self._hear)
         import threading
 
+        atexit.register(
+            handle, signal.SIG_IGN
+        )  # the last to be called: Python then goes back to the defaults
         os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))  # it would write there too
         sys.unraisablehook = self._unraisable
         threading.Thread(target=self._count, args=(reader,), daemon=True).start()
@@ -87,7 +91,7 @@ class _Signals:
         sys.__unraisablehook__(what)
 
 
-def handle(hear: Callable[[int, FrameType | None], None]) -> dict[int, Any]:
+def handle(hear: Callable[[int, FrameType | None], None] | signal.Handlers) -> dict[int, Any]:
     """Makes a function the handler of SIGNALS, but for a SIGHUP that nohup ignores; those of before."""
     handled = [n for n in SIGNALS if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
     return {number: signal.signal(number, hear) for number in handled}

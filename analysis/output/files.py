@@ -37,7 +37,7 @@ def write_csv(table: pd.DataFrame, path: Path) -> None:
     """
     table = table.rename(columns=lambda name: _cell(str(name)))
     texts = table.select_dtypes(exclude=["number", "bool"])
-    table = table.assign(**{name: texts[name].map(_cell, na_action="ignore") for name in texts})
+    table = table.assign(**{str(name): texts[name].map(_cell, na_action="ignore") for name in texts})
     pyarrow.csv.write_csv(pyarrow.Table.from_pandas(table, preserve_index=False), path)
 
 
