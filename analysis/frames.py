@@ -60,6 +60,7 @@ DERIVED = [
     "n",  # of `curves.curves`
 ]
 RESERVED = {"kind", *IDENTITY, *DERIVED}  # what no measurement may be called
+DEEPEST = 50  # more than any of ours, and less than Python's limit
 DECLARED = "metrics"  # in the `attrs` of a frame, and of what is made of it
 STATUSES = ("finished", "diverged", "failed")  # of an end
 # Columns that every frame has, measured or not.
@@ -146,6 +147,8 @@ def _fault(record: Record) -> str | None:
         return "its header's target is not a metric, a value and a mode (min or max)"
     if not record.measurements:
         return "it holds a header only: no measurement was made"
+    if _is_deep([header, record.measurements, record.end]):
+        return f"it is nested more than {DEEPEST} deep"
     measured = set().union(*record.measurements)
     if target["metric"] not in {name for name in measured if not _refused(name, measured)}:
         return f"its target is {target['metric']}, which is not measured"
@@ -154,6 +157,15 @@ def _fault(record: Record) -> str | None:
     except UnicodeEncodeError:
         return "it holds a text that is not Unicode"
     return None
+
+
+def _is_deep(value: Any) -> bool:
+    """Whether lists and objects are nested more than DEEPEST deep."""
+    level = [value]
+    for _ in range(DEEPEST + 1):
+        items = [v.values() if isinstance(v, dict) else v for v in level if isinstance(v, dict | list)]
+        level = [item for of in items for item in of]
+    return bool(level)
 
 
 def _scores(record: Record) -> tuple[pd.DataFrame, list[ReadError]]:
@@ -290,7 +302,7 @@ def _run(record: Record) -> dict[str, Any]:
         "target_value": float(header["target"]["value"]),
         "target_mode": header["target"]["mode"],
         # What follows is not repeated in each measurement's row.
-        "record": str(record.path),
+        "record": str(record.path).encode(errors="backslashreplace").decode(),  # names may be no UTF-8
         "device": " ".join(_text(value) for value in where if value),
         "dirty": git.get("dirty") is True,
         "versions": json.dumps(_part(header, "versions"), sort_keys=True),

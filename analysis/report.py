@@ -4,42 +4,51 @@ python analysis/report.py runs --out report
 python analysis/report.py --compare before/ after/
 """
 
+if __name__ == "__main__":
+    from testbed.start import start
+
+    start("analysis.report")
+
 import argparse
 import difflib
-import math
-import multiprocessing
-import os
 import sys
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import NoReturn
 
 import pandas as pd
-import pyarrow
-import pyarrow.csv
-from matplotlib.figure import Figure
-from tqdm import tqdm
 
 from analysis import figures, frames
 from analysis.frames import Folder
-from analysis.output import before_after, checks, headlines, html, markdown, sections, tables
+from analysis.output import (
+    before_after,
+    checks,
+    drawing,
+    headlines,
+    html,
+    markdown,
+    sections,
+    tables,
+)
+from analysis.output.files import replacing, write_csv
 from analysis.statistics import curves, matched_quality, speedups, summary, trials
 from analysis.statistics.trials import GROUP
+from testbed.cli import Parser, add_debug_option
+from testbed.errors import RequestError, printable
 
-MOST_PROCESSES = 8
-FIGURES_PER_PROCESS = 12  # each process has to import all this
 IN_A_MEASUREMENT = ["run_id", "label", "optimizer", "task", "protocol", "total_steps", "seed"]
 
 
 def main() -> None:
-    """Reads the records and writes the report; exit status 2 where there is nothing to report."""
+    """Reads the records and writes the report.
+
+    Raises:
+      RequestError: there is nothing to report, or the report cannot be written.
+    """
     args = parser().parse_args()
-    if bool(args.compare) == bool(args.records):
-        refuse("give one folder of records, or --compare BEFORE AFTER")
-    if args.compare:
+    if (args.compare is None) == (args.records is None):
+        raise RequestError("give one folder of records, or --compare BEFORE AFTER")
+    if args.compare is not None:
         sides = [before_after.read(folder) for folder in args.compare]
         for side, folder in zip(sides, args.compare, strict=True):
             require_records(side.records, folder)
@@ -47,26 +56,13 @@ def main() -> None:
         return
     records = frames.read(args.records)
     require_records(records, args.records)
-    baseline = args.baseline or default_baseline(records)
+    baseline = default_baseline(records) if args.baseline is None else args.baseline
     known = [*records.runs["label"].unique(), *names_of(records)]
     if baseline not in known:
         near = difflib.get_close_matches(baseline, known, n=1, cutoff=0.0)[0]
-        refuse(f"--baseline {baseline}: not in these records; the nearest is {near!r}")
-    try:
-        args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / "summary.md").touch()
-    except OSError as error:
-        refuse(f"--out {args.out}: cannot be written ({error.strerror})")
+        raise RequestError(f"--baseline {baseline}: not in these records; the nearest is {near!r}")
     print(write(records, args.out, baseline))
     print(f"Report: {args.out}/index.html; tables as .csv, figures as .png, .svg and .pdf beside it")
-
-
-class Parser(argparse.ArgumentParser):
-    """A command line whose errors are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Called by argparse; ends with status 2."""
-        refuse(f"error: {message}")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -80,6 +76,7 @@ def parser() -> argparse.ArgumentParser:
         help="label that speed-ups are over, or an optimizer: then its best label; default: adam, or "
         "without one the first by name",
     )
+    add_debug_option(p)
     p.add_argument(
         "--compare",
         type=Path,
@@ -90,19 +87,21 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def refuse(message: str) -> NoReturn:
-    """Ends with status 2."""
-    print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
-    sys.exit(2)
-
-
 def require_records(records: Folder, folder: Path) -> None:
-    """Reports what could not be used; ends the command where that leaves no record."""
-    for error in records.errors:
-        print(f"skipped {error.path}, line {error.line}: {error.reason}", file=sys.stderr)
+    """Prints what could not be used.
+
+    Raises:
+      RequestError: no record is left.
+    """
+    for error in records.errors if len(records.runs) else ():
+        line = f"skipped {error.path}, line {error.line}: {error.reason}"
+        print(printable(line), file=sys.stderr)
     if records.runs.empty:
-        unusable = f", and {len(records.errors)} lines or files not usable" if records.errors else ""
-        refuse(f"{folder}: no records there{unusable}; make some with run.py")
+        first = records.errors[:1]
+        unusable = "".join(
+            f"; {len(records.errors)} faults, such as in {e.path}: {e.reason}" for e in first
+        )
+        raise RequestError(f"{folder}: no records there; make some with run.py{unusable}")
 
 
 def names_of(records: Folder) -> list[str]:
@@ -117,15 +116,25 @@ def default_baseline(records: Folder) -> str:
 
 
 def write(records: Folder, out: Path, baseline: str = "adam") -> str:
-    """Writes the whole report of a folder's records; its summary as Markdown."""
+    """Writes the whole report of a folder's records; its summary as Markdown.
+
+    Raises:
+      RequestError: it cannot be written; an earlier report stays as it was.
+    """
+    with replacing("--out", out) as new:
+        return _write(records, out, baseline, new)
+
+
+def _write(records: Folder, out: Path, baseline: str, new: Path) -> str:
+    """Writes it into the folder `new`, for the folder `out`."""
     ends, lines = trials.trials(records.frame), curves.curves(records.frame)
     styles = styles_of(records.runs)
     warnings = checks.warnings(records, ends)
     ratios = speedups.speedups(ends, baseline)
     matched = matched_quality.matched_quality(ends, baseline)
     parts = list(sections.sections(records, ends, lines, ratios, matched, baseline, styles))
-    write_data(records, ends, out)
-    write_sections(parts, out)
+    write_data(records, ends, new)
+    write_sections(parts, new)
     best = trials.best_per_optimizer(ends)
     ratios = ratios.merge(best[[*GROUP, "label"]].drop_duplicates())
     order = [*GROUP, "axis", "speedup"]
@@ -144,9 +153,9 @@ def write(records: Folder, out: Path, baseline: str = "adam") -> str:
         provenance=tables.provenance(records.runs),
         notes=notes,
     )
-    (out / "index.html").write_text(html.render(page, out), encoding="utf-8")
     text = to_markdown(sentences, warnings, best, ratios, matched, baseline)
-    (out / "summary.md").write_text(text + "\n", encoding="utf-8")
+    for name, content in (("index.html", html.render(page, new)), ("summary.md", text + "\n")):
+        (new / name).write_text(content, encoding="utf-8", errors="backslashreplace")
     return text
 
 
@@ -168,29 +177,12 @@ def write_data(records: Folder, ends: pd.DataFrame, out: Path) -> None:
     write_csv(ends.merge(records.runs[own], on="run_id"), out / "trials.csv")
 
 
-def write_csv(table: pd.DataFrame, path: Path) -> None:
-    """As pandas would, but faster; missing numbers are empty."""
-    pyarrow.csv.write_csv(pyarrow.Table.from_pandas(table, preserve_index=False), path)
-
-
 def write_sections(parts: Sequence[html.Section], out: Path) -> None:
-    """Saves the sections' tables, and their figures in several processes where those are many."""
+    """Saves the sections' tables and figures."""
     for part in parts:
         if len(part.table):
             write_csv(part.table, out / f"{part.name}.csv")
-    jobs = [(figure, out, name) for part in parts for name, figure in part.figures.items()]
-    workers = min(os.cpu_count() or 1, MOST_PROCESSES, math.ceil(len(jobs) / FIGURES_PER_PROCESS))
-    progress = partial(tqdm, total=len(jobs), desc="figures", disable=None)  # silent in a pipe
-    if workers < 2:
-        list(progress(map(_draw, jobs)))
-        return
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        list(progress(pool.map(_draw, jobs)))
-
-
-def _draw(job: tuple[Callable[[], Figure], Path, str]) -> None:
-    figure, out, name = job
-    figures.save(figure(), out, name)
+    drawing.draw([(name, figure) for part in parts for name, figure in part.figures.items()], out)
 
 
 def targets(ends: pd.DataFrame) -> dict[html.Group, curves.Target]:
@@ -221,10 +213,3 @@ def to_markdown(
         if len(table):
             lines += ["", title, "", markdown.table(table)]
     return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit(130)

@@ -3,16 +3,10 @@
 funmatch run --opt shampoo
 """
 
-import ast
-import importlib
-import importlib.metadata
-import importlib.util
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 
-from benchmarks.cli import INSTALLED, serve
-from testbed.errors import choose
+from testbed.start import start
 
 COMMANDS: Mapping[str, str] = {  # subcommand -> its module, which has main()
     "run": "benchmarks.run",
@@ -29,27 +23,32 @@ COMMANDS: Mapping[str, str] = {  # subcommand -> its module, which has main()
 
 
 def main() -> None:
-    """Runs a subcommand and exits with its status."""
+    """Runs a subcommand, as its script would, and exits with its status."""
     words = sys.argv[1:]
-    if not words or words[0] in ("-h", "--help"):
-        print(overview())
-        sys.exit(0)
-    if words[0] == "--version":
-        print(importlib.metadata.version("funmatch"))
-        sys.exit(0)
-    sys.argv = [INSTALLED, *words]  # what an error in the subcommand's name is reported by
-    serve(lambda: dispatch(words))
+    if words and words[0] in COMMANDS:
+        sys.argv = [f"funmatch {words[0]}", *words[1:]]
+        start(COMMANDS[words[0]])  # before anything else is imported
+    sys.argv = ["funmatch", *words]  # what an error in the subcommand's name is reported by
+    start("benchmarks.__main__", "describe")
 
 
-def dispatch(words: list[str]) -> None:
-    """Runs a subcommand, as its script would.
+def describe() -> None:
+    """Prints the version, or all subcommands.
 
     Raises:
-      RequestError: there is no such subcommand; and whatever it raises.
+      RequestError: there is no such subcommand.
     """
-    module = choose("command", words[0], COMMANDS)
-    sys.argv = [f"{INSTALLED} {words[0]}", *words[1:]]
-    importlib.import_module(module).main()
+    import importlib.metadata
+
+    from testbed.errors import choose
+
+    words = sys.argv[1:]
+    if words == ["--version"]:
+        print(importlib.metadata.version("funmatch"))
+    elif words in ([], ["-h"], ["--help"]):
+        print(overview())
+    else:
+        choose("command", words[0], COMMANDS)
 
 
 def overview() -> str:
@@ -58,22 +57,27 @@ def overview() -> str:
     lines = [f"  {name:{width}}{summary(module)}" for name, module in COMMANDS.items()]
     return "\n".join(
         [
-            f"usage: {INSTALLED} COMMAND [OPTIONS]",
+            "usage: funmatch COMMAND [OPTIONS]",
             "",
             "FunMatch, a testbed for optimizers. Commands:",
             *lines,
             "",
-            f"{INSTALLED} COMMAND --help shows a command's options, {INSTALLED} --version the version.",
+            "funmatch COMMAND --help shows a command's options, funmatch --version the version.",
         ]
     )
 
 
 def summary(module: str) -> str:
     """The first line of a module's docstring, from its source."""
+    import ast
+    import importlib.util
+    from pathlib import Path
+
     spec = importlib.util.find_spec(module)
     assert spec is not None
     assert spec.origin is not None
-    return (ast.get_docstring(ast.parse(Path(spec.origin).read_text())) or "").split("\n")[0]
+    source = Path(spec.origin).read_text("utf-8")
+    return (ast.get_docstring(ast.parse(source)) or "").split("\n")[0]
 
 
 if __name__ == "__main__":

@@ -19,11 +19,11 @@ from typing import Any, NamedTuple, Protocol
 import jax
 from tqdm import tqdm
 
-from benchmarks.cli import Interrupted
 from benchmarks.jobs import Job, make_trials, run_job
 from benchmarks.runner import interrupts
 from testbed import devices, errors, records
-from testbed.errors import RequestError
+from testbed.cli import Interrupted
+from testbed.errors import RequestError, describe
 from testbed.training.alone import is_finished
 
 CODE = Path(__file__).parents[1]  # from where this code is imported: a clone, or an installation
@@ -43,7 +43,7 @@ class Engine(Protocol):
         """Runs all jobs.
 
         Raises:
-          Interrupted: on SIGINT or SIGTERM, once running trials have saved checkpoints.
+          Interrupted: on SIGINT, SIGTERM or SIGHUP, once running trials have saved checkpoints.
           RequestError: a job cannot be run.
           RuntimeError: a job failed, or DEATHS workers died of it.
         """
@@ -65,7 +65,7 @@ def choose(name: str, workers: int | None = None, address: str | None = None) ->
 
 
 def _find_local(workers: int | None, address: str | None) -> Engine:
-    if address or workers not in (None, 1):
+    if address is not None or workers not in (None, 1):
         raise RequestError("--engine local: one process; --workers and --address go with ray or slurm")
     return Local()
 
@@ -260,8 +260,8 @@ def attempt(job: Job) -> Exception | None:
         raise
     except RequestError as error:
         return RequestError(str(error))
-    except Exception as error:
-        return RuntimeError(f"{type(error).__name__}: {' '.join(str(error).split())[:500]}")
+    except (Exception, SystemExit) as error:
+        return RuntimeError(describe(error))
     return None
 
 

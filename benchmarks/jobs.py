@@ -4,7 +4,6 @@ import argparse
 import dataclasses
 import functools
 import sys
-import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -13,12 +12,12 @@ from typing import Any, NamedTuple
 import jax
 from tqdm import tqdm
 
-from benchmarks.cli import Interrupted
-from benchmarks.runner import interrupts
+from benchmarks.runner import interrupts, pause
 from benchmarks.trials import choose_problem, make_trial
 from optimizers import registry
 from optimizers.spec import Spec
 from testbed import compilation_cache, devices, records
+from testbed.cli import Interrupted
 from testbed.problem.problem import Problem
 from testbed.training.alone import is_finished, iterate
 from testbed.training.batch import iterate_batch, sharing_lessons
@@ -100,7 +99,7 @@ def run_job(job: Job, progress: Callable[[], None] = lambda: None) -> None:
       progress: called after every dispatch.
 
     Raises:
-      Interrupted: on SIGINT or SIGTERM, once the running trial has saved a checkpoint.
+      Interrupted: on SIGINT, SIGTERM or SIGHUP, once the running trial has saved a checkpoint.
       RequestError: a trial cannot be run.
     """
     compilation_cache.enable_cache()
@@ -115,7 +114,7 @@ def run_job(job: Job, progress: Callable[[], None] = lambda: None) -> None:
                     raise Interrupted("the same command resumes it")
             left = [trial for trial in left if not _is_finished(trial, out)]
             progress()
-            if left and not _sleep(interrupted):
+            if left and not pause(interrupted):
                 raise Interrupted("the same command resumes it")
 
 
@@ -147,12 +146,3 @@ def _in_batches(trials: Sequence[Trial], out: Path, command: str) -> Generator[A
                 continue
             size = min(size, error.fits)
             waiting = sharing_lessons([t for b in [batch, *waiting] for t in b], size)
-
-
-def _sleep(interrupted: Callable[[], bool]) -> bool:
-    """A second, unless interrupted."""
-    for _ in range(10):
-        if interrupted():
-            return False
-        time.sleep(0.1)
-    return True

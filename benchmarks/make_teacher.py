@@ -6,6 +6,11 @@ Random crops, and mixup of images and labels in the same way; AdamW, one cosine 
 chosen on the validation part; the test accuracy is measured once, at the end, and written into the card.
 """
 
+if __name__ == "__main__":
+    from testbed.start import start
+
+    start("benchmarks.make_teacher")
+
 import zlib
 from typing import Any
 
@@ -15,8 +20,8 @@ import optax
 from flax import linen as nn
 from jax import random
 
-from benchmarks.cli import Parser, add_debug_option, serve
 from testbed import teachers
+from testbed.cli import Parser, add_debug_option
 from testbed.data import views
 from testbed.data.arrays import Data, Part
 from testbed.tasks import TASKS
@@ -85,7 +90,3 @@ def accuracy(network: nn.Module, params: dict[str, Any], part: Part) -> float:
     """Share of right answers on the central views."""
     logits = network.apply({"params": params}, part.inputs)
     return float(jnp.mean(jnp.argmax(jnp.asarray(logits), -1) == part.labels))
-
-
-if __name__ == "__main__":
-    serve(main)

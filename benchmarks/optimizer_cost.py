@@ -9,6 +9,11 @@ machine's load affects all. The update alone is timed: where a method asks for m
 `digits` the whole training step is timed too, with lesson and all gradients. Adam is always there.
 """
 
+if __name__ == "__main__":
+    from testbed.start import start
+
+    start("benchmarks.optimizer_cost")
+
 import argparse
 import math
 import statistics
@@ -26,12 +31,13 @@ import pandas as pd
 from jax import random
 from matplotlib import pyplot as plt
 
-from benchmarks.cli import Parser, add_debug_option, positive, serve
+from analysis.output.files import replacing, write_csv
 from benchmarks.flops import flops
 from benchmarks.trials import make_trial
 from optimizers import registry, shampoo
 from optimizers.parts import blocks
 from testbed import provenance
+from testbed.cli import Parser, add_debug_option, count, require_writable
 from testbed.errors import RequestError, choose
 from testbed.models.bit import bit
 from testbed.problem.lessons import make_keys
@@ -47,9 +53,12 @@ def main() -> None:
     args = parser().parse_args()
     names = list(dict.fromkeys(["adam", *(args.opt or registry.registered())]))
     specs = registry.find_all(names)
+    shapes = {name: choose("--shapes", name, SHAPES) for name in args.shapes or SHAPES}
+    if args.out is not None:
+        require_writable("--out", args.out)
     rows: list[dict[str, Any]] = []
-    for name in args.shapes or SHAPES:
-        params = choose("--shapes", name, SHAPES)()
+    for name, make in shapes.items():
+        params = make()
         # A round of the largest shapes takes minutes, and noise is small beside that.
         rounds = 1 if name == "r50x1" else args.rounds
         inputs = make_inputs(params)
@@ -63,10 +72,10 @@ def main() -> None:
         print(pieces_line(name, params), flush=True)
         if name == "r50x1":
             print(share_of_step(costs))
-        if args.out:
-            args.out.mkdir(parents=True, exist_ok=True)
-            pd.DataFrame(rows).to_csv(args.out / "optimizer_cost.csv", index=False)
-            figure(pd.DataFrame(rows), args.out / "optimizer-cost.png")
+        if args.out is not None:
+            with replacing("--out", args.out) as new:
+                write_csv(pd.DataFrame(rows), new / "optimizer_cost.csv")
+                figure(pd.DataFrame(rows), new / "optimizer-cost.png")
         # Dozens of compiled programs come near the number of memory maps that Linux gives a process.
         del costs
         jax.clear_caches()
@@ -320,11 +329,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--shapes", action="append", metavar="NAME", help=f"of {', '.join(SHAPES)}; default: all"
     )
-    p.add_argument("--rounds", type=positive, default=5, metavar="N", help="default: %(default)s")
+    p.add_argument("--rounds", type=count, default=5, metavar="N", help="default: %(default)s")
     p.add_argument("--out", type=Path, metavar="DIR", help="for the table (CSV) and the figure")
     add_debug_option(p)
     return p
-
-
-if __name__ == "__main__":
-    serve(main)

@@ -13,6 +13,11 @@ the same optimizer that share their lessons. Memory is that of the batch's array
 program needs on a device, as XLA counts it, times the devices; and the process's own peak so far.
 """
 
+if __name__ == "__main__":
+    from testbed.start import start
+
+    start("benchmarks.overhead")
+
 import dataclasses
 import resource
 import statistics
@@ -27,10 +32,10 @@ import jax
 import optax
 from jax import random
 
-from benchmarks.cli import Parser, add_debug_option, positive, serve
 from benchmarks.trials import make_trial
 from optimizers import registry
 from testbed import compilation_cache, devices, records
+from testbed.cli import Parser, add_debug_option, count, positive
 from testbed.errors import RequestError, choose
 from testbed.problem.problem import open_problem
 from testbed.tasks import TASKS
@@ -49,21 +54,23 @@ def main() -> None:
     p.add_argument("--task", action="append", metavar="NAME", help="default: digits and digits-resnet")
     p.add_argument("--opt", action="append", metavar="NAME", help="default: adam")
     p.add_argument("--steps", type=positive, metavar="N", help="per round; default: short horizon")
-    p.add_argument("--rounds", type=positive, default=5, metavar="N", help="default: %(default)s")
+    p.add_argument("--rounds", type=count, default=5, metavar="N", help="default: %(default)s")
     p.add_argument("--batched", action="store_true", help="one trial alone against several in a batch")
     add_debug_option(p)
     args = p.parse_args()
+    in_memory = {name: task for name, task in TASKS.items() if not task.streamed}
+    tasks = [choose("--task", name, in_memory) for name in args.task or ["digits", "digits-resnet"]]
+    specs = {opt: registry.find(opt) for opt in args.opt or ["adam"]}
     compilation_cache.enable_cache()
     if args.batched:
         devices.use_cores()
-    for opt in args.opt or ["adam"]:
+    for opt, spec in specs.items():
         if not args.batched:
             seconds = [launch(opt) for _ in range(2)][1]
             print(f"run.py --opt {opt}: first measurement {seconds:.1f} s after launch")
-        for name in args.task or ["digits", "digits-resnet"]:
-            task = choose("--task", name, {n: t for n, t in TASKS.items() if not t.streamed})
+        for task in tasks:
             steps = args.steps or next(iter(task.horizons.values()))
-            trial = make_trial(open_problem(task), registry.find(opt), steps, 0, {})
+            trial = make_trial(open_problem(task), spec, steps, 0, {})
             (compare_batches if args.batched else compare)(trial, args.rounds)
 
 
@@ -72,14 +79,17 @@ def launch(opt: str) -> float:
     with tempfile.TemporaryDirectory() as out:
         begun = time.perf_counter()
         command = [sys.executable, str(Path(__file__).with_name("run.py")), "--opt", opt, "--out", out]
-        with subprocess.Popen(command) as process:  # noqa: S603 (our own command)
-            while not any(path.stat().st_size for path in records.paths(Path(out))):
-                if process.poll() is not None:
-                    raise RequestError(f"--opt {opt}: run.py ended with status {process.returncode}")
-                time.sleep(0.01)
-            seconds = time.perf_counter() - begun
-            process.kill()
-    return seconds
+        # Our own command.
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:  # noqa: S603
+            try:
+                while not any(path.stat().st_size for path in records.paths(Path(out))):
+                    if process.poll() is not None:
+                        said = process.communicate()[1]
+                        raise RequestError(f"--opt {opt}: status {process.returncode}, {said}")
+                    time.sleep(0.01)
+                return time.perf_counter() - begun
+            finally:
+                process.kill()
 
 
 def compare(trial: Trial, rounds: int) -> None:
@@ -196,7 +206,3 @@ class HandWritten:
         begun = time.perf_counter()
         jax.block_until_ready(self._loop(self._params, self._opt_state, steps, self._data, self._key))
         return time.perf_counter() - begun
-
-
-if __name__ == "__main__":
-    serve(main)

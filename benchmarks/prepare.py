@@ -8,16 +8,19 @@ images, central views, the teachers' logits on them. Whatever is missing is prin
 the address that it comes from; exit status 2.
 """
 
+if __name__ == "__main__":
+    from testbed.start import start
+
+    start("benchmarks.prepare")
+
 import dataclasses
-import shutil
-import urllib.error
-import urllib.request
+from contextlib import suppress
+from pathlib import Path
 
-from tqdm import tqdm
-
-from benchmarks.cli import Parser, add_debug_option, invocation, serve
+from benchmarks import download
 from benchmarks.trials import choose_precision
 from testbed import compilation_cache, devices, paths, teachers
+from testbed.cli import Parser, add_debug_option, invocation
 from testbed.errors import RequestError
 from testbed.problem.problem import open_problem
 from testbed.problem.protocols import PROTOCOLS
@@ -65,29 +68,24 @@ def main() -> None:
 
 
 def fetch(teacher: NetworkTeacher | ExactTeacher) -> None:
-    """Downloads a public teacher's checkpoint, whole or not at all, unless it exists.
+    """Downloads a public teacher's checkpoint, unless there is one that can be used.
 
     Raises:
-      RequestError: it cannot be fetched, or not be written.
+      RequestError: it cannot be fetched, not be written, or not be used.
     """
-    source, folder = getattr(teacher, "public", None), paths.checkpoints()
-    if source is None or (folder / source.file).exists():
+    source = getattr(teacher, "public", None)
+    if source is None:
         return
-    temporary = folder / f"{source.file}.part"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        # The addresses are those of teachers/__init__.py.
-        with urllib.request.urlopen(source.address, timeout=60) as answer, temporary.open("wb") as file:  # noqa: S310
-            size = int(answer.headers.get("Content-Length") or 0)
-            with tqdm.wrapattr(answer, "read", total=size, desc=source.file, disable=None) as reader:
-                shutil.copyfileobj(reader, file)
-        temporary.replace(folder / source.file)
-    except (OSError, urllib.error.URLError) as error:
-        raise RequestError(
-            f"--fetch {source.address}: {error}; try again, or fetch it by hand"
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    path = paths.checkpoints() / source.file
+    if path.exists():
+        with suppress(RequestError):
+            teachers.load(teacher)
+            return
+
+    def check(folder: Path) -> None:
+        teachers.load.__wrapped__(teacher, folder)  # not kept: it is gigabytes
+
+    download.fetch(source.address, path, check)
 
 
 def check_data(task: Task) -> str:
@@ -118,7 +116,3 @@ def check_teacher(teacher: NetworkTeacher | ExactTeacher) -> str:
         return str(error)
     print(f"teacher {teacher.name}: {weights.card['parameters']:,} parameters, SHA-256 {weights.sha256}")
     return ""
-
-
-if __name__ == "__main__":
-    serve(main)

@@ -7,6 +7,11 @@ in rotating order; then seconds and steps to the target are compared by ratios p
 their 95 % intervals. The same optimizer given twice races itself, and should come out at 1.
 """
 
+if __name__ == "__main__":
+    from testbed.start import start
+
+    start("benchmarks.race")
+
 import argparse
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,21 +23,22 @@ import pandas as pd
 from tqdm import tqdm
 
 from analysis import figures
+from analysis.output.files import replacing, safe, write_csv
 from analysis.statistics import curves
 from analysis.statistics import race as statistics
-from benchmarks.cli import (
-    Interrupted,
-    Parser,
-    add_debug_option,
-    command_line,
-    positive,
-    serve,
-)
 from benchmarks.runner import interrupts
 from benchmarks.trials import add_task_options, choose_problem, hyperparameters, make_trial
 from optimizers import registry
 from optimizers.spec import Spec
 from testbed import compilation_cache, records
+from testbed.cli import (
+    Interrupted,
+    Parser,
+    add_debug_option,
+    command_line,
+    count,
+    require_writable,
+)
 from testbed.errors import RequestError
 from testbed.problem.problem import Problem
 from testbed.training.alone import iterate
@@ -52,12 +58,13 @@ def main() -> None:
     args = parser().parse_args()
     if len(args.opt) < 2:
         raise RequestError("--opt: a race needs two optimizers or more; give the baseline first")
-    if args.hosts:
+    if args.hosts is not None:
         raise RequestError(f"--hosts {args.hosts}: a race is on one machine; leave it out")
+    require_writable("--out", args.out)
+    require_writable("--report", args.report)
     problem, steps, published = choose_problem(args)
     lanes = make_lanes(args.opt, args.hp, published)
     heats = make_heats(problem, lanes, steps, range(args.seeds))
-    make_folder(args.report)
     run_race(heats, args.out, fresh=args.fresh)
     report(heats, args.out, args.report)
 
@@ -74,7 +81,7 @@ def parser() -> argparse.ArgumentParser:
         "NAME-2, and so on",
     )
     p.add_argument(
-        "--seeds", type=positive, default=5, metavar="N", help="seeds 0 to N - 1; default: %(default)s"
+        "--seeds", type=count, default=5, metavar="N", help="seeds 0 to N - 1; default: %(default)s"
     )
     p.add_argument(
         "--hp",
@@ -135,16 +142,6 @@ def make_heats(
     ]
 
 
-def make_folder(folder: Path) -> None:
-    """Makes it before the race, so that an error is not reported only after it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RequestError(
-            f"--report {folder}: cannot be written ({error.strerror}); choose another folder"
-        ) from error
-
-
 def race_folder(heat: Heat, out: Path) -> Path:
     """Where the records of a race are, each in the folder of its lane.
 
@@ -165,7 +162,8 @@ def run_race(heats: Sequence[Heat], out: Path, *, fresh: bool = False) -> None:
     """Runs the trials of a race that are not finished, with a live table on a terminal.
 
     Raises:
-      Interrupted: on the first SIGINT or SIGTERM, once all running trials have saved a checkpoint.
+      Interrupted: on the first of SIGINT, SIGTERM and SIGHUP, once all running trials have saved a
+        checkpoint.
       RequestError: an optimizer fails on the student's parameters, or `out` cannot be written. No
         record is begun.
     """
@@ -268,12 +266,13 @@ def report(heats: Sequence[Heat], out: Path, folder: Path) -> None:
     metric, value, mode = trial.task.target
     target = f"{metric} {'<=' if mode == 'min' else '>='} {value:g}"
     table = statistics.pairs(frame, baseline)
-    name = f"race-{trial.task.name}-{trial.total_steps}"
-    table.rename(columns={"lane": "optimizer"}).to_csv(folder / f"{name}.csv", index=False)
+    name = f"race-{safe(trial.task.name)}-{trial.total_steps}"
     drawn, styles = curves.curves(frame), figures.styles(frame["optimizer"])
-    for axis, ending in (("train_seconds", ""), ("step", "-by-step")):
-        figure = figures.time_to_accuracy(drawn, metric, axis, styles, curves.target(frame))
-        figures.save(figure, folder, name + ending)
+    with replacing("--report", folder) as new:
+        write_csv(table.rename(columns={"lane": "optimizer"}), new / f"{name}.csv")
+        for axis, ending in (("train_seconds", ""), ("step", "-by-step")):
+            figure = figures.time_to_accuracy(drawn, metric, axis, styles, curves.target(frame))
+            figures.save(figure, new, name + ending)
     print(statistics.standings(table).to_string(index=False))
     print(f"medians over seeds; at the end: {metric}; target: {target}")
     for lane in rivals:
@@ -289,7 +288,3 @@ def report(heats: Sequence[Heat], out: Path, folder: Path) -> None:
             "seconds are not compared; --fresh runs them again"
         )
     print(f"Records: {race_folder(heats[0], out)}; pairs and figures: {folder}/{name}.csv, .png, .svg")
-
-
-if __name__ == "__main__":
-    serve(main)

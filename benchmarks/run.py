@@ -3,11 +3,15 @@
 python benchmarks/run.py --opt shampoo --opt adam --opt my_optimizer.py
 """
 
+if __name__ == "__main__":
+    from testbed.start import start
+
+    start("benchmarks.run")
+
 import argparse
 from pathlib import Path
 
 from benchmarks import loggers
-from benchmarks.cli import Parser, add_debug_option, invocation, natural, positive, serve
 from benchmarks.runner import print_table, run_all
 from benchmarks.trials import (
     add_task_options,
@@ -17,6 +21,15 @@ from benchmarks.trials import (
     make_trial,
 )
 from optimizers import registry
+from testbed.cli import (
+    Parser,
+    add_debug_option,
+    count,
+    existing_file,
+    invocation,
+    natural,
+    require_writable,
+)
 from testbed.errors import RequestError
 from testbed.problem.protocols import PROTOCOLS
 from testbed.tasks import TASKS
@@ -31,11 +44,12 @@ def main() -> None:
         return
     if not args.opt:
         raise RequestError("--opt: name at least one optimizer (--list shows all)")
-    diagnose = diagnostics.choose(args.diagnose.split(",") if args.diagnose else [])
+    diagnose = diagnostics.choose(args.diagnose.split(",") if args.diagnose is not None else [])
+    require_writable("--out", args.out)
     problem, steps, published = choose_problem(args)
     log = loggers.choose(args.log, args.out)
     init = make_init(args)
-    seeds = [args.seed] if args.seeds is None else list(range(args.seeds))
+    seeds = [args.seed or 0] if args.seeds is None else list(range(args.seeds))
     specs = list({spec.name: spec for spec in registry.find_all(args.opt)}.values())
     chosen = {
         spec.name: hyperparameters(spec, specs, args.hp, published.get(spec.name, {})) for spec in specs
@@ -61,8 +75,8 @@ def parser() -> argparse.ArgumentParser:
         "package.module:function; may be given several times",
     )
     seeds = p.add_mutually_exclusive_group()
-    seeds.add_argument("--seed", type=natural, default=0, metavar="S", help="default: 0")
-    seeds.add_argument("--seeds", type=positive, metavar="N", help="run seeds 0 to N - 1")
+    seeds.add_argument("--seed", type=natural, metavar="S", help="default: 0")
+    seeds.add_argument("--seeds", type=count, metavar="N", help="run seeds 0 to N - 1")
     p.add_argument(
         "--lesson-seed",
         type=natural,
@@ -78,7 +92,7 @@ def parser() -> argparse.ArgumentParser:
         help="a hyperparameter of all optimizers, or of one: OPT.NAME=VALUE",
     )
     p.add_argument(
-        "--init", type=Path, metavar="PATH", help="checkpoint (.npz) that students start from"
+        "--init", type=existing_file, metavar="PATH", help="checkpoint (.npz) that students start from"
     )
     p.add_argument(
         "--fresh-head", action="store_true", help="with --init: but their classifiers start at zero"
@@ -126,7 +140,3 @@ def print_list() -> None:
             searched = f"  searched {space.low:g} to {space.high:g}" if space else ""
             allowed = f"  allowed {spec.bounds[name]}" if name in spec.bounds else ""
             print(f"      {name:16}{value!s:10}{allowed:32}{searched}".rstrip())
-
-
-if __name__ == "__main__":
-    serve(main)

@@ -1,18 +1,22 @@
 """Running trials: with progress, until they are done or interrupted; and the closing table."""
 
 import math
-import signal
+import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import jax
 from tqdm import tqdm
 
-from benchmarks.cli import Interrupted, command_line
 from benchmarks.loggers import Loggers
 from testbed import compilation_cache, devices, records
+from testbed.cli import Interrupted, command_line
+from testbed.errors import printable
+from testbed.start import handle, hear_again, restore
 from testbed.training.alone import iterate
 from testbed.training.loop import Progress
 from testbed.training.trial import Trial
@@ -23,32 +27,60 @@ def run_all(
 ) -> list[Path]:
     """Runs the trials that are not finished, with progress on a terminal; the paths of all records.
 
+    It goes on past a trial that another process runs, comes back to it at the end, and waits for it.
     Loggers are sent all records, also those of trials that were finished before; `options` are those of
     `alone.iterate`.
 
     Raises:
-      Interrupted: on the first SIGINT or SIGTERM, once the running trial has saved a checkpoint.
+      Interrupted: on the first of SIGINT, SIGTERM and SIGHUP, once the running trial has saved a
+        checkpoint.
     """
     compilation_cache.enable_cache()
-    command = command_line()
     log = log or Loggers({}, out)
+    # Of several hosts, the others have given up.
+    passed = records.Busy if jax.process_count() == 1 else ()
+    left, waited = list(enumerate(trials, start=1)), False
     with interrupts() as interrupted:
-        for number, trial in enumerate(trials, start=1):
-            progress = iterate(trial, out, command=command, **options)
-            label = f"{trial.task.name} {trial.optimizer.name} seed {trial.seed}"
-            if len(trials) > 1:
-                label = f"[{number}/{len(trials)}] {label}"
-            with log.following(trial.record_path(out)) as send, _bar(label, trial.total_steps) as show:
-                for at in progress:
-                    show(at)
-                    send(at.step)
-                    if devices.any_host(interrupted()):
-                        progress.close()
-                        raise Interrupted(
-                            f"{label} at step {at.step} of {at.total_steps}; the same command resumes it"
-                        )
-                send(math.inf)
+        while left:
+            busy = []
+            for number, trial in left:
+                label = f"{trial.task.name} {trial.optimizer.name} seed {trial.seed}"
+                if len(trials) > 1:
+                    label = f"[{number}/{len(trials)}] {label}"
+                try:
+                    _run(trial, out, printable(label), log, interrupted, options)
+                except passed as error:
+                    busy.append((number, trial))
+                    why = str(error)
+            left = busy
+            if left and not waited:
+                tqdm.write(f"waiting: {why}", file=sys.stderr)
+                waited = True
+            if left and not pause(interrupted):
+                raise Interrupted("the same command resumes it")
     return [trial.record_path(out) for trial in trials]
+
+
+def _run(
+    trial: Trial,
+    out: Path,
+    label: str,
+    log: Loggers,
+    interrupted: Callable[[], bool],
+    options: dict[str, Any],
+) -> None:
+    """Runs one trial with its progress; see `run_all` for what is raised."""
+    progress = iterate(trial, out, command=command_line(), **options)
+    with log.following(trial.record_path(out)) as send, _bar(label, trial.total_steps) as show:
+        for at in progress:
+            show(at)
+            send(at.step)
+            if devices.any_host(interrupted()):
+                progress.close()
+                raise Interrupted(
+                    f"{label} at step {at.step} of {at.total_steps}; the same command resumes it"
+                )
+        send(math.inf)
 
 
 @contextmanager
@@ -77,21 +109,29 @@ def _bar(label: str, total: int) -> Iterator[Callable[[Progress], None]]:
 
 @contextmanager
 def interrupts() -> Iterator[Callable[[], bool]]:
-    """Inside, the first SIGINT or SIGTERM only makes the yielded function true; a second one ends."""
+    """Inside, the first signal only makes the yielded function true; a second one ends at once."""
     heard = False
 
     def hear(number: int, frame: FrameType | None) -> None:
         nonlocal heard
         if heard:
-            raise KeyboardInterrupt
+            hear_again()
         heard = True
 
-    before = {number: signal.signal(number, hear) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = handle(hear)
     try:
         yield lambda: heard
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        restore(before)
+
+
+def pause(interrupted: Callable[[], bool]) -> bool:
+    """A second of waiting for other processes; False as soon as it is interrupted."""
+    for _ in range(10):
+        if interrupted():
+            return False
+        time.sleep(0.1)
+    return True
 
 
 def print_table(paths: Sequence[Path]) -> None:
@@ -99,7 +139,7 @@ def print_table(paths: Sequence[Path]) -> None:
     if not devices.is_first():
         return
     head = ("optimizer", "seed", "status", "steps", "seconds", "KL", "agreement", "accuracy")
-    rows = [(*head, "steps to target", "record")]
+    rows: list[tuple[str, ...]] = [(*head, "steps to target", "record")]
     target = ""
     for path in paths:
         record = records.read(path)
@@ -121,10 +161,11 @@ def print_table(paths: Sequence[Path]) -> None:
                 str(path),
             )
         )
+    rows = [tuple(map(printable, row)) for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-    print(f"KL, agreement and accuracy on validation data; target: {target}")
+    print(f"KL, agreement and accuracy on validation data; target: {printable(target)}")
 
 
 def _status(record: records.Record) -> str:

@@ -6,17 +6,23 @@ consistency: with teachers that see the same view as the student there is no ove
 fixed teacher there is (Beyer et al. 2021).
 """
 
+if __name__ == "__main__":
+    from testbed.start import start
+
+    start("benchmarks.study")
+
 from pathlib import Path
 
 import pandas as pd
 
 from analysis import figures, frames
+from analysis.output.files import replacing, safe, write_csv
 from analysis.statistics import summary
 from analysis.statistics.summary import Estimate
-from benchmarks.cli import Parser, add_debug_option, positive, serve
 from benchmarks.runner import run_all
 from benchmarks.trials import add_task_options, choose_task, hyperparameters, make_trial
 from optimizers import registry
+from testbed.cli import Parser, add_debug_option, count, require_writable
 from testbed.problem.problem import open_problem
 
 RISE = 1.05  # the lowest of a hundred noisy measurements lies a little below the last by chance
@@ -27,13 +33,15 @@ def main() -> None:
     p = Parser(description=__doc__.split("\n")[0])
     p.add_argument("study", choices=["consistency"], help="the claim")
     p.add_argument("--opt", default="adam", metavar="NAME", help="optimizer; default: %(default)s")
-    p.add_argument("--seeds", type=positive, default=5, metavar="N", help="default: %(default)s")
+    p.add_argument("--seeds", type=count, default=5, metavar="N", help="default: %(default)s")
     p.add_argument("--out", type=Path, default=Path("runs/consistency"), metavar="DIR", help="records")
     p.add_argument("--report", type=Path, default=Path("report"), metavar="DIR", help="figure and table")
     add_debug_option(p)
     add_task_options(p, protocol=False)
     p.set_defaults(horizon="medium")
     args = p.parse_args()
+    require_writable("--out", args.out)
+    require_writable("--report", args.report)
     task, steps, published = choose_task(args)
     spec = registry.find(args.opt)
     hp = hyperparameters(spec, [spec], [], published.get(spec.name, {}))
@@ -47,12 +55,12 @@ def main() -> None:
     run_ids = {path.stem for path in paths}
     frame = frame[frame["run_id"].isin(run_ids)].reset_index(drop=True)
     frame["label"] = frame["protocol"]
-    args.report.mkdir(parents=True, exist_ok=True)
-    figure = figures.overfitting(frame)
-    figures.save(figure, args.report, f"consistency-{task.name}-{steps}")
+    name = f"consistency-{safe(task.name)}-{steps}"
     measured = overfitting(frame)
     table = pd.DataFrame(measured.values(), index=pd.Index(measured)).map(str)
-    table.to_csv(args.report / f"consistency-{task.name}-{steps}.csv")
+    with replacing("--report", args.report) as new:
+        figures.save(figures.overfitting(frame), new, name)
+        write_csv(table.rename_axis("protocol").reset_index(), new / f"{name}.csv")
     print(table.T.to_string())
     rises = {protocol: estimates["rise"] for protocol, estimates in measured.items()}
     print(verdict(rises["fixed_teacher"], rises["function_matching"]))
@@ -96,7 +104,3 @@ def verdict(fixed: Estimate, matching: Estimate) -> str:
     if fixed.high < RISE or matching.low > RISE:
         return f"The claim does not hold ({why})."
     return f"Undecided: an interval contains {RISE} ({why})."
-
-
-if __name__ == "__main__":
-    serve(main)

@@ -10,6 +10,11 @@ batched, and not timed (--no-batch: they run alone, and are). Records are in <ou
 rulesets are --ruleset external and --ruleset self.
 """
 
+if __name__ == "__main__":
+    from testbed.start import start
+
+    start("benchmarks.sweep")
+
 import argparse
 import math
 import os
@@ -24,20 +29,21 @@ from analysis import frames
 from analysis.statistics import summary
 from analysis.statistics.trials import trials as ends_of
 from benchmarks import engines, loggers
-from benchmarks.cli import (
-    Parser,
-    add_debug_option,
-    command_line,
-    invocation,
-    positive,
-    serve,
-)
 from benchmarks.jobs import Job, Request
 from benchmarks.runner import print_table
 from benchmarks.trials import add_task_options, choose_problem, make_trial
 from optimizers import registry
 from optimizers.spec import Range, Spec
 from testbed import devices, plugins, records
+from testbed.cli import (
+    Parser,
+    add_debug_option,
+    command_line,
+    count,
+    invocation,
+    positive,
+    require_writable,
+)
 from testbed.errors import RequestError
 from testbed.problem.problem import Problem
 from testbed.training.batch import sharing_lessons
@@ -78,11 +84,12 @@ Run = Callable[[Sequence[Trial], Path], None]  # runs unfinished trials, into a 
 def main() -> None:
     """Runs the sweep of a ruleset."""
     args = parser().parse_args()
-    if args.hosts and not (args.no_batch and args.engine == "local"):
+    if args.hosts is not None and not (args.no_batch and args.engine == "local"):
         raise RequestError(
             "--hosts: a batch is on one host; spread batches over hosts with --engine ray or slurm, or "
             "share each trial among hosts with --no-batch"
         )
+    require_writable("--out", args.out)
     if args.engine != "local":  # workers want the accelerators' memory
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     engine = engines.choose(args.engine, args.workers, args.address)
@@ -375,10 +382,10 @@ def parser() -> argparse.ArgumentParser:
         "--studies times; default: %(default)s",
     )
     p.add_argument(
-        "--trials", type=positive, metavar="N", help="points per optimizer; default: 16, external: 5"
+        "--trials", type=count, metavar="N", help="points per optimizer; default: 16, external: 5"
     )
-    p.add_argument("--seeds", type=positive, metavar="N", help="of the final runs; default: 5")
-    p.add_argument("--studies", type=positive, metavar="N", help="default: 5")
+    p.add_argument("--seeds", type=count, metavar="N", help="of the final runs; default: 5")
+    p.add_argument("--studies", type=count, metavar="N", help="default: 5")
     p.add_argument(
         "--own-lessons",
         action="store_true",
@@ -410,13 +417,9 @@ def add_engine_options(p: argparse.ArgumentParser) -> None:
     where.add_argument(
         "--engine", default="local", choices=["local", "ray", "slurm"], help="default: %(default)s"
     )
-    where.add_argument("--workers", type=positive, metavar="N", help="with ray or slurm: jobs at a time")
+    where.add_argument("--workers", type=count, metavar="N", help="with ray or slurm: jobs at a time")
     where.add_argument(
         "--address",
         metavar="HOST:PORT",
         help="with ray: of its cluster; default: this machine alone. With slurm: `local`, to try it",
     )
-
-
-if __name__ == "__main__":
-    serve(main)

@@ -11,11 +11,17 @@ products, 2 per multiply-accumulate; a student's step counts as three forward pa
 weights are random: nothing needs to be downloaded.
 """
 
+if __name__ == "__main__":
+    from testbed.start import start
+
+    start("benchmarks.throughput")
+
 import argparse
 import dataclasses
 import io
 import itertools
 import json
+import math
 import multiprocessing
 import os
 import statistics
@@ -35,11 +41,12 @@ from jax import random
 from numpy.typing import NDArray
 from PIL import Image
 
-from benchmarks.cli import Parser, add_debug_option, natural, positive, serve
+from analysis.output.files import replacing, safe
 from benchmarks.flops import flops
 from benchmarks.trials import add_task_options, choose_task
 from optimizers import registry
 from testbed import compilation_cache, devices, provenance, teachers
+from testbed.cli import Parser, add_debug_option, count, natural, positive, require_writable
 from testbed.data import crops, loader, tfds
 from testbed.errors import RequestError
 from testbed.problem.lessons import TrainingData, make_keys, teacher_logits
@@ -51,6 +58,8 @@ from testbed.training.compile import compile_init, make_functions, program_key
 from testbed.training.optimizer import all_static, from_spec
 from testbed.training.step import State, train_step
 
+MOST_WORKERS = 1024
+
 
 def main() -> None:
     """Measures and prints."""
@@ -58,18 +67,23 @@ def main() -> None:
     task, steps, _ = choose_task(args)
     if not task.streamed:
         raise RequestError(f"--task {task.name}: it has no stream; benchmarks/overhead.py measures it")
+    if args.workers > MOST_WORKERS:
+        raise RequestError(f"--workers {args.workers}: at most {MOST_WORKERS}")
+    if args.out is not None:
+        require_writable("--out", args.out)
     compilation_cache.enable_cache()
     if args.data:
         measure_data(task, args.images, args.workers, args.rounds)
         return
-    if args.batch:
+    if args.batch is not None:
+        require_memory(task, args.batch)
         task = dataclasses.replace(task, batch_size=args.batch)
         devices.require_divisible(task.batch_size)
+    registry.find(args.opt)
     measured = Measured(task, args.opt, steps)
     rows = measured.rows(args.rounds)
     print_rows(task, rows, measured)
-    if args.out:
-        args.out.mkdir(parents=True, exist_ok=True)
+    if args.out is not None:
         result = {
             "task": task.name,
             "optimizer": args.opt,
@@ -82,7 +96,20 @@ def main() -> None:
             "versions": provenance.versions(),
             "date": time.strftime("%Y-%m-%d"),
         }
-        (args.out / f"throughput-{task.name}.json").write_text(json.dumps(result, indent=2) + "\n")
+        text = json.dumps(result, indent=2) + "\n"
+        with replacing("--out", args.out) as new:
+            (new / f"throughput-{safe(task.name)}.json").write_text(text, "utf-8")
+
+
+def require_memory(task: Task, batch: int) -> None:
+    """Raises RequestError where the inputs of a batch alone would not fit."""
+    needed = 4 * batch * math.prod(task.stream().inputs.shape)
+    room = devices.memory_for_batches() * jax.local_device_count()
+    if needed > room:
+        raise RequestError(
+            f"--batch {batch}: its images take {needed / 2**30:,.1f} GiB, and there is room for "
+            f"{room / 2**30:,.1f}; take a smaller one"
+        )
 
 
 def parser() -> argparse.ArgumentParser:
@@ -90,12 +117,14 @@ def parser() -> argparse.ArgumentParser:
     p = Parser(description=__doc__.split("\n")[0])
     p.add_argument("--opt", default="adam", metavar="NAME", help="default: %(default)s")
     p.add_argument("--batch", type=positive, metavar="N", help="images a step; default: the task's")
-    p.add_argument("--rounds", type=positive, default=10, metavar="N", help="default: %(default)s")
+    p.add_argument("--rounds", type=count, default=10, metavar="N", help="default: %(default)s")
     p.add_argument("--data", action="store_true", help="measure the pipeline from JPEG files instead")
     p.add_argument(
-        "--images", type=positive, default=2000, metavar="N", help="with --data; default: %(default)s"
+        "--images", type=count, default=2000, metavar="N", help="with --data; default: %(default)s"
     )
-    p.add_argument("--workers", type=natural, default=2, metavar="N", help="with --data; default: 2")
+    p.add_argument(
+        "--workers", type=natural, default=2, metavar="N", help="with --data, at most 1024; default: 2"
+    )
     p.add_argument("--out", type=Path, metavar="DIR", help="for the figures as JSON")
     add_debug_option(p)
     add_task_options(p, protocol=False)
@@ -389,7 +418,3 @@ def time_pipeline(encoded: tfds.Encoded, size: int, images: int, batch: int, wor
     for _ in range(images // batch):
         next(batches)
     return images / (time.perf_counter() - begun)
-
-
-if __name__ == "__main__":
-    serve(main)

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 import jax
 
-from benchmarks.cli import natural, positive
 from optimizers import registry
 from optimizers.spec import Spec
 from testbed import devices
+from testbed.cli import count, natural, positive
 from testbed.errors import RequestError, choose, printable
 from testbed.models.network import has_precision
 from testbed.problem.problem import Problem, open_problem
@@ -50,11 +50,11 @@ def add_task_options(p: argparse.ArgumentParser, *, protocol: bool = True) -> No
         choices=["auto", "float32", "bfloat16"],
         help="of activations and convolutions; auto: bfloat16 on accelerators, float32 on CPU",
     )
-    where.add_argument("--devices", type=positive, metavar="N", help="default: all")
+    where.add_argument("--devices", type=count, metavar="N", help="default: all")
     where.add_argument(
         "--hosts", metavar="auto|HOST:PORT", help="join several hosts; auto on TPU pods and SLURM"
     )
-    where.add_argument("--processes", type=positive, metavar="N", help="with HOST:PORT: how many hosts")
+    where.add_argument("--processes", type=count, metavar="N", help="with HOST:PORT: how many hosts")
     where.add_argument("--process", type=natural, metavar="I", help="with HOST:PORT: which one this is")
 
 
@@ -71,14 +71,15 @@ def choose_task(args: argparse.Namespace) -> tuple[Task, int, Mapping[str, Mappi
     """
     if args.hosts is None and (args.processes is not None or args.process is not None):
         raise RequestError("--processes, --process: they need --hosts HOST:PORT")
-    if args.hosts:
+    if args.hosts is not None:
+        require_address(args.hosts)
         devices.connect(args.hosts, args.processes, args.process)
     task = find(args.task)
-    horizon = args.horizon or next(iter(task.horizons))
+    horizon = next(iter(task.horizons)) if args.horizon is None else args.horizon
     steps = choose("--horizon", horizon, task.horizons)
     published = task.published.get(horizon)
     task = task.at(horizon)
-    if args.lessons_from:
+    if args.lessons_from is not None:
         choose("--lessons-from", args.lessons_from, LESSONS)
         task = lessons_from(task, args.lessons_from)
     if (precision := choose_precision(args.precision, task)) != task.precision:
@@ -86,6 +87,15 @@ def choose_task(args: argparse.Namespace) -> tuple[Task, int, Mapping[str, Mappi
     devices.use(args.devices, task.batch_size)
     devices.require_divisible(task.batch_size)
     return task, args.steps or steps, published.hyperparameters if published else {}
+
+
+def require_address(hosts: str) -> None:
+    """Raises RequestError where it is neither auto nor HOST:PORT: JAX would wait for minutes."""
+    host, _, port = hosts.rpartition(":")
+    if hosts != "auto" and not (host and port.isascii() and port.isdecimal() and 0 < len(port) <= 5):
+        raise RequestError(
+            f"--hosts {hosts}: give auto, or HOST:PORT of the first, such as 10.0.0.1:1234"
+        )
 
 
 def choose_precision(name: str, task: Task) -> str:

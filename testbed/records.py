@@ -78,6 +78,8 @@ def read(path: Path) -> Record:
     end = None
     errors = []
     try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise OSError("not a file")
         content = path.read_bytes()
     except OSError as error:
         return Record(path, header, measurements, end, [ReadError(path, 0, str(error))])
@@ -87,7 +89,7 @@ def read(path: Path) -> Record:
         try:
             row = json.loads(line)
             kind = row["kind"]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             errors.append(ReadError(path, number, "not a JSON object with a kind"))
             continue
         if kind == "header" and row.get("schema") != SCHEMA:
@@ -142,7 +144,7 @@ def last_row(path: Path) -> dict[str, Any] | None:
     for line in reversed(lines):
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(row, dict) and "kind" in row:
             return row

@@ -9,8 +9,8 @@ import hypothesis
 import pytest
 
 import benchmarks  # noqa: F401  # before numpy and JAX: it sets LAPACK's number of threads
-from benchmarks.cli import serve
 from testbed import compilation_cache
+from testbed.cli import serve
 from testbed.models.mlp import MLP
 from testbed.problem.task import Task
 from testbed.tasks import TASKS
@@ -25,7 +25,7 @@ hypothesis.settings.load_profile("default")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--kills", type=int, default=3, help="how often the SIGKILL test kills its trial")
+    parser.addoption("--kills", type=int, default=3, help="of test_resume.py: so many SIGKILLs")
 
 
 @pytest.fixture(scope="session", autouse=True)

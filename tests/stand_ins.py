@@ -138,7 +138,7 @@ def tiny_flowers() -> Any:
 
 def main() -> None:
     """Runs a command on the stand-ins."""
-    from benchmarks.cli import serve
+    from testbed.cli import serve
 
     name, *words = sys.argv[1:]
     sys.argv = [f"{name}.py", *words]

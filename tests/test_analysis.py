@@ -8,6 +8,7 @@ from scipy import stats
 from analysis import frames, report
 from analysis.statistics import matched_quality, speedups, summary, survival, trials
 from testbed import records
+from testbed.cli import serve
 
 TARGET = {"metric": "validation_kl", "value": 0.5, "mode": "min"}
 
@@ -274,6 +275,6 @@ def test_diverged_and_unfinished_trials_alone_make_a_report(curve, tmp_path):
 def test_a_folder_without_records_is_refused_in_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["report.py", str(tmp_path)])
     with pytest.raises(SystemExit) as caught:
-        report.main()
+        serve(report.main)
     assert caught.value.code == 2
     assert capsys.readouterr().err.count("\n") == 1

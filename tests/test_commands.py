@@ -1,5 +1,6 @@
 """The commands, as a user meets them."""
 
+import contextlib
 import dataclasses
 import functools
 import http.server
@@ -18,13 +19,14 @@ import pytest
 
 import testbed.tasks
 from analysis.statistics import summary
-from benchmarks import make_teacher, overhead, prepare, run, study, sweep, throughput
+from benchmarks import make_teacher, overhead, prepare, race, run, study, sweep, throughput
 from optimizers import registry
 from testbed import records, teachers
 from testbed.problem import problem
 from testbed.problem.problem import open_problem
 from testbed.tasks import TASKS
 from testbed.teachers import TEACHERS
+from testbed.training import alone
 from tests import stand_ins
 from tests.trials import trial_of
 
@@ -375,6 +377,43 @@ def test_interrupted_by_sigint_a_command_exits_130_and_resumes(tmp_path):
     assert record.end["resumed"] == 1
     assert step < 600
     assert "finished" in again.stdout
+
+
+def test_a_trial_that_another_process_runs_is_waited_for_after_all_others(
+    command, tiny_task, tiny, tmp_path
+):
+    """The lock of the first is released once the second is finished."""
+    task = testbed.tasks.TASKS["tiny"]
+    first, second = (trial_of(task, seed=seed, steps=20) for seed in (0, 1))
+    paths = [trial.record_path(tmp_path / "runs") for trial in (first, second)]
+    at_release = []
+
+    def release() -> None:
+        while not alone.is_finished(paths[1]):
+            time.sleep(0.02)
+        at_release.append(paths[0].exists())
+        held.close()
+
+    with contextlib.ExitStack() as held:
+        held.enter_context(records.lock(paths[0]))
+        threading.Thread(target=release, daemon=True).start()
+        words = ("--task", "tiny", "--opt", "adam", "--seeds", "2", "--horizon", "short")
+        status, stdout, stderr = command(run, *words)
+    assert status == 0
+    assert at_release == [False]
+    assert stdout.count("finished") == 2
+    assert stderr.startswith(f"waiting: trial {paths[0].stem} is being run by another process")
+    assert stderr.count("\n") == 1
+
+
+def test_an_unwritable_report_is_noticed_before_the_trials(command, tiny_task, tmp_path):
+    (tmp_path / "file").touch()
+    words = ("--task", "tiny", "--opt", "adam", "--seeds", "1", "--report", "file/report")
+    for module, more in ((study, ("consistency",)), (race, ("--opt", "sgd"))):
+        status, _, stderr = command(module, *more, *words)
+        assert status == 2
+        assert "--report file/report: cannot be written (Not a directory)" in stderr
+        assert not list(tmp_path.rglob("*.jsonl"))
 
 
 def test_problems_are_opened_once():

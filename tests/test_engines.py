@@ -16,10 +16,10 @@ from typing import NamedTuple
 import pytest
 
 from benchmarks import engines
-from benchmarks.cli import Interrupted
 from benchmarks.jobs import Job, Request
 from benchmarks.trials import add_task_options
 from testbed import records
+from testbed.cli import Interrupted
 from testbed.errors import RequestError
 from tests.trials import without_times
 

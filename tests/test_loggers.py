@@ -17,10 +17,10 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from benchmarks import loggers, run, sweep
-from benchmarks.cli import Interrupted
 from benchmarks.loggers import LOGGERS, Logger, Loggers
 from benchmarks.runner import run_all
 from testbed import devices, records
+from testbed.cli import Interrupted
 from testbed.tasks import TASKS
 from testbed.training import alone, clock, loop
 from tests.trials import trial_of

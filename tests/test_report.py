@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,11 @@ import pandas as pd
 import pytest
 
 from analysis import frames, report
-from analysis.output import checks, headlines, markdown, sections, tables
+from analysis.figures import axes
+from analysis.output import checks, files, headlines, markdown, sections, tables
 from analysis.statistics import curves, matched_quality, speedups, trials
 from benchmarks.results import coverage, report_size
+from testbed.cli import serve
 from tests.test_analysis import FAST, NEVER, SLOW, write
 
 ROOT = Path(__file__).parents[1]
@@ -26,11 +29,9 @@ def run(monkeypatch, capsys):
 
     def call(*words):
         monkeypatch.setattr("sys.argv", ["report.py", *map(str, words)])
-        try:
-            report.main()
-        except SystemExit as end:
-            return (end.code, *capsys.readouterr())
-        return (0, *capsys.readouterr())
+        with pytest.raises(SystemExit) as end:
+            serve(report.main)
+        return (end.value.code, *capsys.readouterr())
 
     return call
 
@@ -473,6 +474,120 @@ def test_intervals_cover_the_truth_and_equals_are_not_called_different(missing):
     assert np.mean([case["A/A called different"] for case in cases]) <= 0.05
     dropped = np.mean([case["dropped and bootstrapped covers"] for case in cases])
     assert dropped < 0.9, "the usual way covers less than it claims, or this test sees nothing"
+
+
+def test_one_odd_record_does_not_take_the_report(tmp_path, run):
+    """Of all that is odd here, whatever can be used is in the report, and the rest is named."""
+    runs = tmp_path / "runs"
+    for seed in range(3):
+        write(runs, "adam", seed, SLOW)
+        write(runs, "fast", seed, FAST)
+    deep = "[" * 5000 + "]" * 5000
+    for number, (row, text) in enumerate([(1, deep), (0, deep), (0, "[" * 600 + "]" * 600)]):
+        path = write(runs, f"deep{number}", 0, FAST)
+        lines = path.read_text().splitlines()
+        lines[row] = f'{lines[row][:-1]}, "x": {text}}}'
+        path.write_text("\n".join(lines) + "\n")
+    for number, metric in enumerate(("a/../b", "m" * 300, "=cmd|' /C calc'!A0")):
+        path = write(runs, f"metric{number}", 0, FAST)
+        edit(path, task=f"u{number}")
+        path.write_text(path.read_text().replace('"validation_kl"', json.dumps(metric)))
+    edit(write(runs, "long", 0, FAST), task="t" * 400)
+    edit(write(runs, "longer", 0, FAST), optimizer="L" * 3000)
+    edit(write(runs, "control", 0, FAST), optimizer="\x1b[31mred\n\x07")
+    edit(write(runs, "schema", 0, FAST), schema="\x1b[31m\n")
+    failed = write(runs, "failed", 0, FAST, status="failed")
+    failed.write_text(failed.read_text().replace('"kind": "end"', '"kind": "end", "reason": "\\u001b["'))
+    path = write(runs, "bytes", 0, FAST)
+    os.rename(path, os.fsencode(path.parent) + b"/\xff.jsonl")
+    os.mkfifo(runs / "pipe.jsonl")
+    (runs / "zero.jsonl").symlink_to("/dev/zero")
+    out = tmp_path / "report"
+    status, stdout, stderr = run(runs, "--out", out)
+    assert status == 0
+    assert "fast reaches" in stdout
+    for text in (stdout, stderr, (out / "summary.md").read_text()):
+        assert all(line.isprintable() for line in text.splitlines())
+    assert len(stderr.splitlines()) == len(frames.read(runs).errors)
+    assert stderr.count("not a file") == 2
+    assert stderr.count("deep") >= 3
+    rows = pd.read_csv(out / "trials.csv")
+    assert {"adam", "fast", "L" * 3000, "bytes", "metric0"} <= set(rows["optimizer"])
+    assert (out / "index.html").stat().st_size > 1e6
+    assert max(len(path.name) for path in out.iterdir()) < 255
+
+
+def test_a_folder_of_nothing_but_started_trials_makes_a_report_or_one_line(tmp_path, run):
+    for seed in range(2):
+        path = write(tmp_path / "runs", "adam", seed, SLOW)
+        lines = path.read_text().splitlines(keepends=True)
+        path.write_text("".join(lines[:2]))
+    status, _, stderr = run(tmp_path / "runs", "--out", tmp_path / "report")
+    assert (status, stderr) == (0, "")
+    assert (tmp_path / "report" / "index.html").exists()
+    for path in (tmp_path / "runs").rglob("*.jsonl"):
+        path.write_text(path.read_text().splitlines(keepends=True)[0])
+    status, _, stderr = run(tmp_path / "runs", "--out", tmp_path / "other")
+    assert status == 2
+    assert "no records there" in stderr
+    assert stderr.count("\n") == 1
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("kilobytes", [1, 100, 1000])
+def test_a_full_disk_leaves_the_earlier_report_and_is_one_line(tmp_path, kilobytes):
+    for seed in range(3):
+        write(tmp_path / "runs", "adam", seed, SLOW)
+    out = tmp_path / "report"
+    out.mkdir()
+    (out / "index.html").write_text("the earlier one")
+    limited = f"ulimit -f {kilobytes}; exec '{sys.executable}' analysis/report.py \"$@\""
+    command = ["bash", "-c", limited, "report", tmp_path / "runs", "--out", out]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert f"--out {out}: cannot be written" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert (out / "index.html").read_text() == "the earlier one"
+    assert list(out.iterdir()) == [out / "index.html"]
+
+
+def test_no_text_in_a_table_is_a_formula(tmp_path):
+    texts = [
+        "=1+1",
+        "+A1",
+        "-x",
+        "@SUM(A1)",
+        "-1 |cmd",
+        "plain",
+        "-",
+        "-0.5",
+        "-1.5 [-2, 0.1]",
+        "a\x1bb",
+    ]
+    table = pd.DataFrame({"=name": texts, "number": np.arange(-5.0, 5.0), "missing": [None] * 10})
+    files.write_csv(table, tmp_path / "a.csv")
+    read = pd.read_csv(tmp_path / "a.csv", keep_default_na=False)
+    assert [*read] == ["'=name", "number", "missing"]
+    assert read["number"].tolist() == table["number"].tolist()
+    expected = [f"'{text}" for text in texts[:5]] + ["plain", "-", "-0.5", "-1.5 [-2, 0.1]", r"a\x1bb"]
+    assert read["'=name"].tolist() == expected
+
+
+@pytest.mark.parametrize(
+    "name", ["a", "a/b", "..", "", "x" * 1000, "\ud800", "é" * 300, "\n", "a" * 79 + "/"]
+)
+def test_names_of_files_are_short_and_differ(name):
+    assert re.fullmatch(r"[\w.@+-]{0,100}", files.safe(name))
+    assert files.safe(name) != files.safe(name + "/") != files.safe(name + "//")
+
+
+def test_a_label_of_thousands_of_characters_is_drawn_at_once():
+    begun = time.process_time()
+    for text in ("x" * 3000, "word " * 3000, "中" * 3000):
+        lines = axes.wrapped(text, 1.0).split("\n")
+        assert all(axes.width(line) <= 1.05 for line in lines)
+        assert sum(map(len, lines)) <= axes.LONGEST
+    assert time.process_time() - begun < 5
 
 
 def test_bad_options_are_one_line_and_status_2(command, tmp_path):

@@ -5,6 +5,7 @@ All sizes are in inches and points as printed, so that what fits here fits on pa
 
 import functools
 import io
+from bisect import bisect
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, ParamSpec
@@ -20,7 +21,10 @@ from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Bbox
 from numpy.typing import ArrayLike, NDArray
 
+from testbed import errors
+
 WIDTH = 3.4  # of a column of most journals and proceedings
+LONGEST = 300  # characters of a text: names may have thousands
 FONT = 7.0  # and no second one: embedding it takes most of the time of a PDF
 LINE_HEIGHT = 0.125
 ARROW = 0.09  # inches from a marker to the tip of an arrow that says "or further"
@@ -88,9 +92,8 @@ def wrapped(text: str, inches: float, size: float = FONT) -> str:
     """The text in lines no longer than that, broken after a space, _, =, comma or / where it can be."""
     lines, rest = [], printable(text)
     while width(rest.rstrip(), size) > inches:
-        fits = len(rest)
-        while fits > 1 and width(rest[:fits].rstrip(), size) > inches:
-            fits -= 1
+        lengths = range(1, len(rest) + 1)
+        fits = max(1, bisect(lengths, inches, key=lambda n: width(rest[:n].rstrip(), size)))
         breaks = [n for n in range(1, fits + 1) if rest[n - 1] in " _=,/"]
         cut = breaks[-1] if breaks else fits
         lines.append(rest[:cut].rstrip())
@@ -99,9 +102,10 @@ def wrapped(text: str, inches: float, size: float = FONT) -> str:
 
 
 def printable(text: str) -> str:
-    """The text in one line, with a ? for each character that the font has not."""
+    """The text in one line, not too long, with a ? for each character that the font has not."""
     font = get_font(findfont("DejaVu Sans"))
-    return "".join(c if font.get_char_index(ord(c)) else "?" for c in " ".join(text.split()))
+    short = errors.printable(text, LONGEST)
+    return "".join(c if font.get_char_index(ord(c)) else "?" for c in short)
 
 
 def number(value: float) -> str:

@@ -5,6 +5,10 @@ from typing import Any
 
 import pandas as pd
 
+from testbed.errors import printable
+
+LONGEST = 3_000  # characters of a sentence or a cell
+
 
 def table(frame: pd.DataFrame) -> str:
     """A table whose columns are aligned in plain text too; floats to four digits, NaN as a dash."""
@@ -17,8 +21,9 @@ def table(frame: pd.DataFrame) -> str:
 
 
 def escape(text: str) -> str:
-    """Text that Markdown shows as it is, and no markup: names may hold anything."""
-    return " ".join(re.sub(r"[\\`*|]|<(?=[A-Za-z/!?])|(?<=\])\(", r"\\\g<0>", text).split())
+    """Text that Markdown shows as it is, and no markup: names may hold anything, at any length."""
+    plain = printable(text, LONGEST)
+    return re.sub(r"[\\`*|]|<(?=[A-Za-z/!?])|(?<=\])\(", r"\\\g<0>", plain)
 
 
 def _cell(value: Any) -> str:

@@ -1,7 +1,5 @@
 """What a report consists of: for each analysis its table, its figure, and how it is computed."""
 
-import re
-import zlib
 from collections.abc import Iterator
 from functools import partial
 from typing import NamedTuple
@@ -12,6 +10,7 @@ import pandas as pd
 from analysis import figures
 from analysis.figures.style import Styles
 from analysis.frames import Folder
+from analysis.output.files import safe
 from analysis.output.html import Section
 from analysis.statistics import (
     cost,
@@ -151,12 +150,6 @@ def workloads(ends: pd.DataFrame) -> Iterator[Workload]:
         stem = f"{safe(task)}-{safe(protocol)}-{steps}" if several else f"{safe(task)}-{steps}"
         title = f"{task}, {steps:,} steps" + (f", {protocol}" if several else "")
         yield Workload((task, protocol, steps), stem, title)
-
-
-def safe(name: object) -> str:
-    """A name of a file: tasks may be called anything."""
-    plain = re.sub(r"[^\w.@+-]+", "_", str(name))
-    return plain if plain == name else f"{plain}-{zlib.crc32(str(name).encode()):08x}"
 
 
 def _speedups(

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmarks.cli import serve
 from testbed import records
+from testbed.cli import serve
 from testbed.errors import RequestError
 
 TABLE = Path(__file__).with_suffix(".csv")

@@ -13,11 +13,11 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cli import serve
 from benchmarks.runner import run_all
 from benchmarks.trials import make_trial
 from optimizers import registry
 from testbed import records
+from testbed.cli import serve
 from testbed.data.views import AffineCrop
 from testbed.models.mlp import MLP
 from testbed.problem.problem import open_problem

@@ -14,9 +14,9 @@ import pandas as pd
 
 from analysis.statistics import race as statistics
 from analysis.statistics import ratio
-from benchmarks.cli import positive, serve
 from benchmarks.race import make_heats, make_lanes, measure, run_race
 from benchmarks.trials import add_task_options, choose_problem
+from testbed.cli import positive, serve
 from testbed.errors import RequestError
 
 TABLE = Path(__file__).with_suffix(".csv")

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.cli import serve
 from optimizers.parts.roots import inverse_roots
+from testbed.cli import serve
 
 RIDGE, SIZE, MATRICES = 1e-6, 128, 8
 

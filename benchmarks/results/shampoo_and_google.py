@@ -15,11 +15,11 @@ import numpy as np
 import optax
 from numpy.typing import NDArray
 
-from benchmarks.cli import serve
 from benchmarks.optimizer_cost import CYCLE, SHAPES, Cost, make_inputs, slowest
 from optimizers.distributed_shampoo import scale_by_distributed_shampoo
 from optimizers.shampoo import scale_by_shampoo
 from testbed import provenance
+from testbed.cli import serve
 from testbed.errors import choose
 
 MLP = {f"dense{i}": {"kernel": jax.ShapeDtypeStruct((128, 128), "float32"),

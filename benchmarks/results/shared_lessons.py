@@ -14,10 +14,10 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from benchmarks.cli import positive, serve
 from benchmarks.trials import add_task_options, choose_problem, make_trial
 from optimizers import registry
 from testbed import compilation_cache, devices, records
+from testbed.cli import positive, serve
 from testbed.training.batch import iterate_batch, sharing_lessons
 
 TABLE = Path(__file__).with_suffix(".csv")
