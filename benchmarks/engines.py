@@ -24,7 +24,7 @@ from benchmarks.jobs import Job, make_trials, run_job
 from benchmarks.runner import interrupts
 from testbed import devices, errors, records
 from testbed.errors import RequestError
-from testbed.training.alone import is_finished
+from testbed.records import is_finished
 
 CODE = Path(__file__).parents[1]  # from where this code is imported: a clone, or an installation
 DEATHS = 3  # of a job's workers, until the job is given up
