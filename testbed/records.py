@@ -96,8 +96,8 @@ def append(path: Path, *rows: Mapping[str, Any], at: int, inode: int | None = No
 def not_ours(path: Path) -> NotWritten:
     """The error for a record to which something else wrote."""
     return NotWritten(
-        f"record {path}: something else wrote to it or cut it meanwhile; this process stops, and the same "
-        "command goes on from the last checkpoint"
+        f"record {path}: something else wrote to it or cut it meanwhile; this process stops, and the "
+        "same command goes on from the last checkpoint"
     )
 
 

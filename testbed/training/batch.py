@@ -375,9 +375,11 @@ class RecordWriters:
                 Checkpoints(_checkpoint_of(path, other)).delete()
 
     def fit(self, written: Sequence[Mapping[str, Any]]) -> bool:
-        """Whether the records still begin with what they held at a checkpoint."""
+        """Whether the records are this batch's, and still begin with what they held at a checkpoint."""
         pairs = zip(self._writers, written, strict=True)
-        return all(kept["length"] > 0 and writer.fits(kept) for writer, kept in pairs)
+        return all(_batch_of(path) == self.id for path in self.paths) and all(
+            kept["length"] > 0 and writer.fits(kept) for writer, kept in pairs
+        )
 
     def resume(self, written: Sequence[Mapping[str, Any]]) -> None:
         """Continues the records after what they held at a checkpoint."""
