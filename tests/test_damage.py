@@ -9,6 +9,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
@@ -203,7 +204,7 @@ def without_lines(*dropped: int) -> Callable[[bytes], bytes]:
 END_DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "no header": without_lines(0),
     "end without status": lambda content: content.replace(b'"status": "finished", ', b""),
-    "end without step": lambda content: content.replace(b'"status": "finished", "step"', b'"status": "finished", "s"'),
+    "end without step": lambda content: content.replace(b'"finished", "step"', b'"finished", "s"'),
     "garbage": lambda content: b"\xff\xfe\n" + content,
     "no measurement": lambda content: b"".join(
         line for line in content.splitlines(keepends=True) if b'"measurement"' not in line
@@ -377,11 +378,13 @@ def no_locks(monkeypatch):
 def test_without_locks_a_file_that_names_the_process_locks(tmp_path, no_locks, number):
     no_locks(number)
     path = tmp_path / "a.jsonl"
-    with pytest.warns(Notice, match="its file system has no locks") as said, records.lock(path):
+    with ExitStack() as stack:
+        with pytest.warns(Notice, match="its file system has no locks") as said:
+            stack.enter_context(records.lock(path))
+        assert len(said) == 1
         assert records.is_held(path)
         with pytest.raises(records.Busy, match=r"remove .*a\.owner\.lock"), records.lock(path):
             pass
-    assert len(said) == 1
     assert not records.is_held(path)
     assert list(tmp_path.iterdir()) == []
 
