@@ -62,7 +62,8 @@ def _one_notice() -> Iterator[None]:
     finally:
         errors = [str(w.message) for w in caught if re.match(_ERROR, str(w.message))]
         if errors:
-            _say(jax.config.read("jax_compilation_cache_dir"), printable(errors[0], 200))
+            folder = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+            _say(folder, printable(errors[0], 200))
         for other in caught:
             if not re.match(_ERROR, str(other.message)):
                 warnings.showwarning(other.message, other.category, other.filename, other.lineno)

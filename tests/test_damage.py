@@ -424,3 +424,33 @@ def test_the_content_of_a_lock_file_is_not_touched(tmp_path):
         pass
     assert path.with_suffix(".lock").read_text() == "somebody's notes"
     other.close()
+
+
+PROGRAMS = """
+import jax
+from testbed import compilation_cache
+compilation_cache.enable_cache()
+with compilation_cache.counted() as counts:
+    for i in range(3):
+        assert jax.jit(lambda x: x * i + 7)(2.0) == 2 * i + 7
+"""
+
+
+@pytest.mark.parametrize("damage", ["emptied", "halved", "zeros", "flipped at 0.5", "a folder"])
+def test_a_damaged_compilation_cache_is_said_in_one_line(tmp_path, damage):
+    def programs() -> str:
+        done = subprocess.run(
+            [sys.executable, "-c", PROGRAMS],
+            env=os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path)},
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        return done.stderr
+
+    assert "cache" not in programs()
+    for path in tmp_path.glob("*-cache"):
+        DAMAGES[damage](path)
+    said = programs()
+    assert said.count("Notice") == said.count("Error reading") == 1
+    assert f"compilation cache {tmp_path}: it cannot be used for every program" in said

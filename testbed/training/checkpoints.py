@@ -255,7 +255,7 @@ class Checkpoints:
         except OSError as error:
             shutil.rmtree(folder, ignore_errors=True)
             size = sum(array.nbytes for array in arrays)
-            return f"{error.strerror or error}; it needs {size / 1e6:.1f} MB"
+            return f"{error.strerror or error}; it needs {size / 1e6:.3g} MB"
         return ""
 
     def _read(self, number: int, like: Any, program: str | None) -> tuple[Any, Meta]:
