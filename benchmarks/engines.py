@@ -24,7 +24,7 @@ from benchmarks.runner import interrupts
 from testbed import devices, errors, records
 from testbed.cli import Interrupted
 from testbed.errors import RequestError, describe
-from testbed.training.alone import is_finished
+from testbed.records import is_finished
 
 CODE = Path(__file__).parents[1]  # from where this code is imported: a clone, or an installation
 DEATHS = 3  # of a job's workers, until the job is given up

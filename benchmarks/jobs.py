@@ -19,7 +19,8 @@ from optimizers.spec import Spec
 from testbed import compilation_cache, devices, records
 from testbed.cli import Interrupted
 from testbed.problem.problem import Problem
-from testbed.training.alone import is_finished, iterate
+from testbed.records import is_finished
+from testbed.training.alone import iterate
 from testbed.training.batch import iterate_batch, sharing_lessons
 from testbed.training.groups import TooLarge
 from testbed.training.trial import Trial

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import os
 from typing import NamedTuple
 
 import jax
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from testbed import records
-from testbed.errors import RequestError
+from testbed.errors import Notice, RequestError
 from testbed.training import checkpoints, clock
 from testbed.training.checkpoints import Checkpoints
 
@@ -33,12 +34,38 @@ def test_what_is_written_is_read(tmp_path):
     assert record.errors == []
 
 
-def test_writing_at_a_position_drops_what_followed(tmp_path):
-    path = tmp_path / "a.jsonl"
-    length = records.append(path, HEADER, at=0)
-    records.append(path, measurement(1), measurement(2), at=length)
-    records.append(path, measurement(3), at=length)
-    assert records.read(path).measurements == [measurement(3)]
+@pytest.mark.parametrize("what", ["longer", "shorter", "replaced", "removed", "a link"])
+def test_a_record_that_something_else_wrote_to_is_not_written_to(tmp_path, what):
+    path, other = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    length = records.append(path, HEADER, measurement(0), at=0)
+    inode = path.stat().st_ino
+    if what == "longer":
+        records.append(path, measurement(1), at=length)
+    elif what == "shorter":
+        os.truncate(path, length - 20)
+    elif what == "replaced":
+        records.append(path, HEADER, measurement(9), at=0)
+    elif what == "removed":
+        path.unlink()
+    else:
+        path.rename(other)
+        path.symlink_to(other)
+    before = path.read_bytes() if path.exists() else None
+    with pytest.raises(records.NotWritten, match="the same command"):
+        records.append(path, measurement(2), at=length, inode=inode)
+    assert (path.read_bytes() if path.exists() else None) == before
+
+
+def test_a_record_begins_anew_where_there_was_one_and_never_through_a_link(tmp_path):
+    path, other = tmp_path / "a.jsonl", tmp_path / "other"
+    other.write_text("a file of somebody else's")
+    path.symlink_to(other)
+    records.append(path, HEADER, at=0)
+    assert other.read_text() == "a file of somebody else's"
+    assert records.read(path).header == HEADER
+    records.append(path, HEADER | {"run_id": "y"}, at=0)
+    assert records.read(path).header["run_id"] == "y"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.jsonl", "other"]
 
 
 @pytest.mark.parametrize(
@@ -136,6 +163,7 @@ def test_the_last_row_is_the_last_whole_one_however_long_the_record(tmp_path, mo
     with path.open("ab") as file:
         file.write(records.encode(measurement(50))[:-5])
     assert records.last_row(path) == measurement(49)
+    os.truncate(path, length)
     records.append(path, measurement(51), at=length)
     assert records.last_row(path) == measurement(51)
 
@@ -166,7 +194,11 @@ def test_checkpoints_restore_every_kind_of_leaf_bit_by_bit(tmp_path):
     for ours, theirs in zip(jax.tree.leaves(restored), jax.tree.leaves(state(3)), strict=True):
         assert ours.dtype == theirs.dtype
         np.testing.assert_array_equal(np.asarray(checkpoints._raw(ours)), checkpoints._raw(theirs))
-    assert len(list((tmp_path / "c").iterdir())) == 1, "the newest is kept"
+    for number in range(4, 8):
+        kept.save(state(number), {"length": number})
+    names = {path.name for path in (tmp_path / "c").iterdir()}
+    assert len(names) == 2, "the two newest are kept"
+    assert all(name.isdigit() for name in names)
 
 
 def test_what_is_saved_is_the_state_as_it_was_then(tmp_path):
@@ -189,26 +221,19 @@ def test_checkpoints_that_do_not_fit_are_not_loaded(tmp_path):
     assert kept.restore(state(0)) is None
     kept.save(state(3), {})
     kept.close()
-    for other in ((state(0), state(0)), state(0)._replace(a=jnp.zeros((5, 5)))):
-        with pytest.raises(RequestError, match="made on 1 devices and does not fit 1"):
-            kept.restore(other)
-    assert kept.restore(state(0)) is not None
-    kept.close()
+    other = state(0)._replace(a=jnp.zeros((5, 5)))
+    with pytest.warns(Notice, match=r"\.a was float32\[2, 3\] and is float32\[5, 5\]"):
+        assert kept.restore(other) is None
+    assert kept.restore(other) is None
 
 
-# Tensorstore's background threads complain on their own.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("damage", [lambda content: content[: len(content) // 2], lambda content: b""])
-@pytest.mark.parametrize("name", ["*/state/**/d/*", "*/meta/metadata"])
-def test_damaged_checkpoints_are_not_loaded(tmp_path, name, damage):
+def test_a_checkpoint_of_another_program_is_not_loaded(tmp_path):
     kept = Checkpoints(tmp_path / "c")
-    kept.save(state(3), {})
-    kept.close()
-    hit = list((tmp_path / "c").glob(name))
-    assert hit
-    for path in hit:
-        path.write_bytes(damage(path.read_bytes()))
-    assert Checkpoints(tmp_path / "c").restore(state(0)) is None
+    kept.save(state(3), {}, program="this one")
+    assert kept.restore(state(0)) is not None
+    assert kept.restore(state(0), program="this one") is not None
+    with pytest.warns(Notice, match="the optimizer computes something else now"):
+        assert kept.restore(state(0), program="another") is None
 
 
 def test_a_ledger_accounts_for_the_wall_time_and_continues():

@@ -14,7 +14,7 @@ from optimizers import registry
 from testbed import records, teachers
 from testbed.data import crops, loader, tfds, views
 from testbed.data.disk_cache import stored
-from testbed.errors import RequestError
+from testbed.errors import Notice, RequestError
 from testbed.models.mlp import MLP
 from testbed.problem import distances, evaluation
 from testbed.problem.lessons import make_lesson, teacher_logits
@@ -136,9 +136,23 @@ def test_stored_arrays_are_computed_once_and_again_where_damaged(monkeypatch, tm
     assert ask(2) != path
     content = path.read_bytes()
     path.write_bytes(content[:-1] + b"!")
-    np.testing.assert_array_equal(np.load(ask(1)), np.arange(6).reshape(2, 3))
+    with pytest.warns(Notice, match=f"{path.name}: it is damaged"):
+        np.testing.assert_array_equal(np.load(ask(1)), np.arange(6).reshape(2, 3))
     assert len(calls) == 3
+    for number, card in enumerate(("", "[]", "{}", "[" * 5000, '{"sha256": 1}'), start=4):
+        path.with_suffix(".json").write_text(card)
+        with pytest.warns(Notice, match="it is computed again"):
+            assert ask(1) == path
+        assert ask(1) == path
+        assert len(calls) == number
     assert sorted(p.suffix for p in path.parent.iterdir()) == [".json", ".json", ".npy", ".npy"]
+
+
+def test_a_cache_that_cannot_be_written_is_reported(monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(RequestError, match=r"cannot be written .* set XDG_CACHE_HOME to another"):
+        stored("x", {}, (2, 3), np.float32, lambda array: None)
 
 
 # Missing and invalid data
@@ -173,6 +187,67 @@ def test_a_damaged_description_of_a_data_set_is_reported(task, monkeypatch, true
     ) as caught:
         task.source()
     assert "\n" not in str(caught.value)
+
+
+def _flip(path):
+    content = bytearray(path.read_bytes())
+    content[1000] ^= 16
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda shard: shard.unlink(),
+        lambda shard: shard.write_bytes(b""),
+        lambda shard: shard.write_bytes(shard.read_bytes()[:40_000]),
+        lambda shard: shard.write_bytes(bytes(131_072)),
+        lambda shard: shutil.copy(next(shard.parent.glob("*test.array_record*")), shard),
+        _flip,
+        lambda shard: (shard.parent / "features.json").unlink(),
+        lambda shard: (shard.parent / "features.json").write_text("{}"),
+        lambda shard: (shard.parent / "dataset_info.json").unlink(),
+        lambda shard: (shard.parent / "dataset_info.json").write_text("[]"),
+        lambda shard: shard.parent.rename(shard.parent.with_name("incomplete.A9Z_9.9.9")),
+    ],
+)
+def test_a_damaged_data_set_is_named_with_what_to_do(task, monkeypatch, true_formats, tmp_path, damage):
+    shutil.copytree(true_formats / "data", tmp_path / "data")
+    (shard,) = (tmp_path / "data").rglob("*-train.array_record*")
+    damage(shard)
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "data"))
+    with pytest.raises(RequestError) as caught:
+        tfds.in_memory(task.source().training, "")
+    for part in ("data set oxford_flowers102", "build it with `tfds build oxford_flowers102"):
+        assert part in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_is_found_damaged_late_is_named(
+    task, monkeypatch, true_formats, tmp_path, workers
+):
+    shutil.copytree(true_formats / "data", tmp_path / "data")
+    (shard,) = (tmp_path / "data").rglob("*-train.array_record*")
+    content = bytearray(shard.read_bytes())
+    content[20_000] ^= 16
+    shard.write_bytes(content)
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "data"))
+    images = task.source().training
+    with pytest.raises(RequestError, match=r"oxford_flowers102/2.1.1 train: image \d+ is damaged"):
+        take(4, some_crops(images), workers=workers)
+
+
+@pytest.mark.parametrize("name", ["9.9.9.incompleteA1B2", "incomplete.X3_9.9.9"])
+def test_a_whole_version_is_preferred_to_an_interrupted_build(
+    task, monkeypatch, true_formats, tmp_path, name
+):
+    shutil.copytree(true_formats / "data", tmp_path / "data")
+    (path,) = (tmp_path / "data").rglob("dataset_info.json")
+    (path.parent.parent / name).mkdir()
+    shutil.copy(path, path.parent.parent / name)
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "data"))
+    assert "2.1.1" in task.source().training.name
 
 
 def test_an_invalid_number_of_workers_is_reported(monkeypatch):

@@ -119,19 +119,6 @@ def test_a_measurement_after_the_checkpoint_is_made_again(tiny, tmp_path):
     assert without_times(finish(trial, out)) == without_times(whole)
 
 
-def test_a_damaged_checkpoint_means_starting_over(tiny, tmp_path):
-    whole = finish(trial_of(tiny), tmp_path / "whole")
-    trial, out = trial_of(tiny), tmp_path / "damaged"
-    progress = iterate(trial, out)
-    next(progress)
-    progress.close()
-    (metadata,) = out.rglob("*.checkpoint/*/meta/metadata")
-    metadata.write_bytes(metadata.read_bytes()[:-100])
-    resumed = finish(trial, out)
-    assert resumed.end["resumed"] == 0
-    assert without_times(resumed) == without_times(whole)
-
-
 def test_a_finished_trial_is_not_run_again_but_for_fresh(tiny, out):
     record = finish(trial_of(tiny), out)
     before = record.path.read_bytes()

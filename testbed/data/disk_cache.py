@@ -5,9 +5,11 @@ They are memory-mapped: the system caches what fits in memory, shared by all pro
 
 import hashlib
 import json
+import math
 import os
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from testbed import paths
-from testbed.errors import RequestError
+from testbed.errors import RequestError, notify
 
 
 def stored(
@@ -42,35 +44,45 @@ def stored(
         return found
     path = _path(name, key, shape, dtype)
     card = path.with_suffix(".json")
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+    size = math.prod(shape) * np.dtype(dtype).itemsize
     try:
-        array = np.lib.format.open_memmap(temporary, "w+", dtype, shape)
-        _reserve(temporary)
+        with _reporting(path.parent, size):
+            if path.exists():
+                notify(f"{path}: it is damaged, or was not written to its end; it is computed again")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            array = np.lib.format.open_memmap(temporary, "w+", dtype, shape)
+            _reserve(temporary)
         fill(array)
         array.flush()
         del array
-        card.unlink(missing_ok=True)
-        temporary.replace(path)
+        with _reporting(path.parent, size):
+            card.unlink(missing_ok=True)
+            temporary.replace(path)
+            card.write_text(json.dumps({"key": dict(key), "sha256": _sha256(path)}, indent=2) + "\n")
     finally:
-        temporary.unlink(missing_ok=True)
-    card.write_text(json.dumps({"key": dict(key), "sha256": _sha256(path)}, indent=2) + "\n")
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
     return path
+
+
+@contextmanager
+def _reporting(folder: Path, size: int) -> Iterator[None]:
+    """Inside this context, an error of the file system becomes a RequestError."""
+    try:
+        yield
+    except OSError as error:
+        raise RequestError(
+            f"{folder}: cannot be written ({error.strerror}; it needs {size / 2**30:.3f} GiB); set "
+            "XDG_CACHE_HOME to another folder for caches"
+        ) from error
 
 
 def _reserve(path: Path) -> None:
     """Takes the disk space of a sparse file now: writing to a map on a full disk ends the process."""
-    if not hasattr(os, "posix_fallocate"):
-        return
-    with path.open("r+b") as file:
-        size = path.stat().st_size
-        try:
-            os.posix_fallocate(file.fileno(), 0, size)
-        except OSError as error:
-            raise RequestError(
-                f"{path.parent}: no room for {size / 2**30:.1f} GiB ({error.strerror}); set "
-                "XDG_CACHE_HOME to another folder for caches"
-            ) from error
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 
 def find(name: str, key: Mapping[str, Any], shape: tuple[int, ...], dtype: DTypeLike) -> Path | None:
@@ -79,7 +91,7 @@ def find(name: str, key: Mapping[str, Any], shape: tuple[int, ...], dtype: DType
     try:
         sha256 = json.loads(path.with_suffix(".json").read_text())["sha256"]
         return path if sha256 == _sha256(path) else None
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

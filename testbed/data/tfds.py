@@ -10,8 +10,9 @@ import io
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -24,7 +25,7 @@ from testbed import paths
 from testbed.data import crops
 from testbed.data.arrays import InputSpec
 from testbed.data.disk_cache import stored
-from testbed.errors import RequestError
+from testbed.errors import RequestError, describe
 
 
 class Labelled(NamedTuple):
@@ -53,30 +54,40 @@ class Records(Protocol):
 class Encoded:
     """The images of a TFDS split, decoded at every access."""
 
-    def __init__(self, records: Records, name: str) -> None:
-        self._records, self.name = records, name
+    def __init__(self, records: Records, name: str, remedy: str = "build it again") -> None:
+        self._records, self.name, self._remedy = records, name, remedy
 
     def __len__(self) -> int:
         return len(self._records)
 
     def __getitem__(self, index: int) -> Labelled:
-        record = self._records[index]
-        try:
-            with Pillow.open(io.BytesIO(record["image"])) as image:
-                return Labelled(np.asarray(image.convert("RGB")), int(record["label"]))
-        except OSError as error:
-            raise RequestError(
-                f"data set {self.name}: image {index} cannot be decoded ({error}); build the set again"
-            ) from error
+        with self._reading(index), self._image(index) as image:
+            return Labelled(np.asarray(image.convert("RGB")), self.label(index))
 
     def label(self, index: int) -> int:
         """The label alone, without decoding."""
-        return int(self._records[index]["label"])
+        with self._reading(index):
+            return int(self._records[index]["label"])
 
     def shape(self, index: int) -> tuple[int, int]:
         """Height and width, read from the image file's header."""
-        with Pillow.open(io.BytesIO(self._records[index]["image"])) as image:
+        with self._reading(index), self._image(index) as image:
             return image.height, image.width
+
+    def _image(self, index: int) -> Pillow.Image:
+        return Pillow.open(io.BytesIO(self._records[index]["image"]))
+
+    @contextmanager
+    def _reading(self, index: int) -> Iterator[None]:
+        """Inside this context, whatever damage raises becomes a RequestError."""
+        try:
+            yield
+        except RequestError:
+            raise
+        except Exception as error:
+            raise RequestError(
+                f"data set {self.name}: image {index} is damaged ({describe(error)}); {self._remedy}"
+            ) from error
 
 
 class Decoded:
@@ -153,6 +164,10 @@ class Stream:
         """The command that builds the data set."""
         return f"tfds build {self.dataset} --file_format=array_record --data_dir={paths.data_sets()}"
 
+    def remedy(self) -> str:
+        """What to do where it is missing or damaged."""
+        return f"build it with `{self.command()}` (once; it needs TensorFlow)"
+
 
 @functools.cache
 def _open(stream: Stream, folder: Path) -> Opened:
@@ -168,52 +183,72 @@ def _open(stream: Stream, folder: Path) -> Opened:
     ]
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     return Opened(
-        training=_records(lessons, (other or stream).training),
-        validation=_records(builder, stream.validation),
-        test=_records(builder, stream.test),
+        training=_records(lessons, other or stream, (other or stream).training),
+        validation=_records(builder, stream, stream.validation),
+        test=_records(builder, stream, stream.test),
         sha256=digest,
         classes=stream.classes,
     )
 
 
 def _builder(stream: Stream, folder: Path) -> Any:
-    found = sorted((folder / stream.dataset).glob("*/dataset_info.json"), key=_version)
-    remedy = f"build it with `{stream.command()}` (once; it needs TensorFlow)"
-    if not found:
-        raise RequestError(
-            f"data set {stream.dataset}: not in {folder} (TFDS_DATA_DIR sets another folder); {remedy}"
-        )
+    path = _version(stream, folder)
     import tensorflow_datasets as tfds  # takes a second, which most commands can avoid
 
-    try:
-        builder = tfds.builder_from_directory(str(found[-1].parent))
-    except Exception as error:  # a damaged description can raise anything
-        message = " ".join(str(error).split())[:200]
-        raise RequestError(
-            f"data set {stream.dataset}: {found[-1]} cannot be read ({message}); {remedy}"
-        ) from error
+    with _refusing(f"data set {stream.dataset}: {path}/dataset_info.json cannot be read", stream):
+        builder = tfds.builder_from_directory(str(path))
+        files = [Path(file) for split in builder.info.splits.values() for file in split.filepaths]
     if builder.info.file_format is not tfds.core.FileFormat.ARRAY_RECORD:
         raise RequestError(
-            f"data set {stream.dataset}: {found[-1].parent} holds {builder.info.file_format.value}, "
-            f"not array_record; {remedy}"
+            f"data set {stream.dataset}: {path} holds {builder.info.file_format.value}, "
+            f"not array_record; {stream.remedy()}"
         )
+    if missing := [file for file in files if not file.is_file()]:
+        raise RequestError(f"data set {stream.dataset}: {missing[0]} is missing; {stream.remedy()}")
     return builder
 
 
-def _version(path: Path) -> tuple[int, ...]:
-    return tuple(int(number) for number in re.findall(r"\d+", path.parent.name))
+def _version(stream: Stream, folder: Path) -> Path:
+    """The newest version that was built to its end."""
+    found = [path.parent for path in (folder / stream.dataset).glob("*/dataset_info.json")]
+    whole = [path for path in found if re.fullmatch(r"\d+\.\d+\.\d+", path.name)]
+    if whole:
+        return max(whole, key=lambda path: [int(number) for number in path.name.split(".")])
+    begun = sorted(path for path in (folder / stream.dataset).glob("*") if path.is_dir())
+    if begun:
+        raise RequestError(
+            f"data set {stream.dataset}: {begun[0]} was not built to its end; delete it, and "
+            f"{stream.remedy()}"
+        )
+    raise RequestError(
+        f"data set {stream.dataset}: not in {folder} (TFDS_DATA_DIR sets another folder); "
+        f"{stream.remedy()}"
+    )
 
 
-def _records(builder: Any, split: str) -> Encoded:
+@contextmanager
+def _refusing(what: str, stream: Stream) -> Iterator[None]:
+    """Inside this context, whatever damage raises becomes a RequestError."""
+    try:
+        yield
+    except RequestError:
+        raise
+    except Exception as error:
+        raise RequestError(f"{what} ({describe(error)}); {stream.remedy()}") from error
+
+
+def _records(builder: Any, stream: Stream, split: str) -> Encoded:
     import tensorflow_datasets as tfds
 
     name = f"{builder.info.full_name} {split}"
-    try:
+    with _refusing(f"data set {name}: cannot be read", stream):
         records = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
-    except (ValueError, OSError) as error:
-        message = " ".join(str(error).split())[:200]
-        raise RequestError(f"data set {name}: cannot be read ({message}); build it again") from error
-    return Encoded(records, name)
+        if not len(records):
+            raise RequestError(f"data set {name}: it has no images; {stream.remedy()}")
+        found = Encoded(records, name, f"delete that version, and {stream.remedy()}")
+    found.label(0)
+    found.label(len(found) - 1)
+    return found
 
 
 def in_memory(images: Encoded, sha256: str) -> Images:

@@ -18,10 +18,12 @@ from testbed.errors import refusing
 from testbed.models import public
 from testbed.problem.lessons import Params
 from testbed.training import diagnostics, loop
-from testbed.training.checkpoints import Checkpoints
+from testbed.training.checkpoints import Checkpoints, require_fields
 from testbed.training.clock import Ledger
 from testbed.training.loop import Progress
 from testbed.training.rows import (
+    LEDGER,
+    WRITTEN,
     RecordWriter,
     RowList,
     end_row,
@@ -31,6 +33,9 @@ from testbed.training.rows import (
 )
 from testbed.training.step import State, ending
 from testbed.training.trial import Trial
+
+# What a checkpoint has besides the state.
+SAVED = {"record": WRITTEN, "measurement": dict, "resumed": int, "ledger": LEDGER}
 
 
 class Result(NamedTuple):
@@ -129,11 +134,13 @@ def iterate(
         devices.try_on_all_hosts(lambda: stack.enter_context(records.lock(path)) if first else None)
         checkpoints = Checkpoints(path.with_suffix(".checkpoint"))
         stack.callback(checkpoints.close)
-        again = fresh or (params_path is not None and is_finished(path) and not params_path.exists())
+        again = fresh or (
+            params_path is not None and records.is_finished(path) and not params_path.exists()
+        )
         if first and again:  # the record is replaced with its first row, not before
             checkpoints.delete()
             path.with_suffix(".npz").unlink(missing_ok=True)
-        if not devices.any_host(first and not again and is_finished(path)):
+        if not devices.any_host(first and not again and records.is_finished(path)):
             writer = RecordWriter(path)
             alone = Alone(trial, writer, checkpoints, command, names, params_path)
             yield from alone.run(longest)
@@ -141,14 +148,6 @@ def iterate(
         devices.any_host(True)  # all hosts have written their files
         if first:
             checkpoints.delete()
-
-
-def is_finished(path: Path) -> bool:
-    """Whether a record is complete (a divergence is an end, a failure is not)."""
-    if not path.exists():
-        return False
-    end = records.read(path).end
-    return end is not None and end["status"] in ("finished", "diverged")
 
 
 class Alone:
@@ -244,14 +243,14 @@ class Alone:
         data = self._trial.problem.source.batch_at(self._trial.lessons, self.step)
         return self.state, data, self._keys, self._hp
 
-    def save(self) -> None:
+    def save(self, last: bool = False) -> bool:
         """See Runner."""
-        if self._checkpoints is None:
-            return
+        if self._checkpoints is None or isinstance(self._writer, RowList):
+            return True
         with self.ledger.on("checkpoint_s"):
-            meta = {"length": self._writer.length, "measurement": self._latest}
+            meta: dict[str, Any] = {"record": self._writer.written, "measurement": self._latest}
             meta |= {"resumed": self._resumed + 1, "ledger": self.ledger.rows()}
-            self._checkpoints.save(self.state, meta)
+            return self._checkpoints.save(self.state, meta, last=last)
 
     def end(self) -> None:
         """See Runner."""
@@ -277,17 +276,23 @@ class Alone:
         return Progress(self.step, self._trial.total_steps, self.ledger.train_s, self._latest)
 
     def _restore(self) -> None:
-        """Continues from the checkpoint of the record, if there is a usable one."""
-        if self._checkpoints is None or isinstance(self._writer, RowList):
+        """Continues from the newest checkpoint that fits the record, if there is one."""
+        writer = self._writer
+        if self._checkpoints is None or isinstance(writer, RowList):
             return
-        path = self._writer.path
-        written = path.stat().st_size if devices.is_first() and path.exists() else 0
-        restored = self._checkpoints.restore(self.state) if devices.any_host(written > 0) else None
-        if restored and devices.any_host(written >= restored[1]["length"]):
+
+        def fits(meta: Mapping[str, Any]) -> bool:
+            require_fields(meta, SAVED)
+            return writer.fits(meta["record"])
+
+        restored = self._checkpoints.restore(self.state, fits)
+        if restored:
             self.state, done = restored
-            self._writer.length, self._latest = done["length"], done["measurement"] or {}
-            self._resumed = done["resumed"]
+            self._latest, self._resumed = done["measurement"], done["resumed"]
             self.ledger.resume(done["ledger"])
+            writer.resume(done["record"])
+        else:
+            writer.start_over()
 
     def _header(self) -> dict[str, Any]:
         return header_row(

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from testbed import compilation_cache, devices, records
 from testbed.errors import RequestError
 from testbed.problem.protocols import Lesson
+from testbed.records import is_finished
 from testbed.training import loop
-from testbed.training.alone import is_finished, iterate
-from testbed.training.checkpoints import Checkpoints
+from testbed.training.alone import iterate
+from testbed.training.checkpoints import Checkpoints, require_fields
 from testbed.training.clock import Ledger
 from testbed.training.diagnostics import make_counts
 from testbed.training.groups import (
@@ -29,9 +30,19 @@ from testbed.training.groups import (
     too_large,
 )
 from testbed.training.loop import Progress
-from testbed.training.rows import RecordWriter, end_row, header_row, measurement_row, params_sha256
+from testbed.training.rows import (
+    LEDGER,
+    RecordWriter,
+    end_row,
+    header_row,
+    measurement_row,
+    params_sha256,
+)
 from testbed.training.step import ending
 from testbed.training.trial import Trial
+
+# What a checkpoint has besides the states.
+SAVED = {"records": list, "step": int, "measured": int, "resumed": int, "ledger": LEDGER}
 
 
 def sharing_lessons(trials: Sequence[Trial], size: int) -> list[list[Trial]]:
@@ -53,7 +64,7 @@ def iterate_batch(
 
     It skips trials that are finished, and those that another process runs. A trial whose optimizer
     branches in Python on a hyperparameter runs after the others, alone and timed. An interrupted batch
-    continues from its checkpoint if the same trials remain; otherwise it restarts.
+    continues from its checkpoint if the same trials are asked for; otherwise it restarts.
 
     Args:
       trials: equal in problem, total steps, seed of their lessons, and first weights' checkpoint.
@@ -73,10 +84,16 @@ def iterate_batch(
         # In a fixed order, by which a checkpoint identifies them.
         ordered = sorted(trials, key=lambda t: (t.optimizer.name, t.record_path(out).stem))
         mine = [trial for trial in ordered if _claim(stack, trial, out)]
+        ended = [trial for trial in ordered if _is_ended(trial, out)]
         if not mine:
+            _forget(ended, out)
             return
-        with _splitting(len(mine)):
-            alone = yield from _run(stack, mine, out, command, vmapped)
+        both = [trial for trial in ordered if any(trial is one for one in (*mine, *ended))]
+        with _splitting(len(both)):
+            try:
+                alone = yield from _run(stack, both, out, command, vmapped, ended)
+            except _NotOne:
+                alone = yield from _run(stack, mine, out, command, vmapped)
     for trial in alone:
         with suppress(records.Busy):
             yield from iterate(trial, out, command=command)
@@ -88,7 +105,9 @@ def _splitting(trials: int) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if "RESOURCE_EXHAUSTED" in str(error):
+        # XLA's own, which may be the cause of an optimizer's refusal; of full disks, others say it too.
+        cause = error.__cause__ if isinstance(error, RequestError) else error
+        if isinstance(cause, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(cause):
             raise too_large(trials, "more memory than a device has") from error
         raise
 
@@ -107,27 +126,73 @@ def _claim(stack: ExitStack, trial: Trial, out: Path) -> bool:
     return True
 
 
+class _NotOne(Exception):  # noqa: N818 (caught where it is raised from)
+    """Trials that were ended and those that are left are not all of one batch."""
+
+
+def _batch_of(path: Path) -> str:
+    """The batch that wrote a record; empty: none did."""
+    batch = records.read(path).header.get("batch")
+    return str(batch.get("id", "")) if isinstance(batch, dict) else ""
+
+
+def _checkpoint_of(path: Path, batch: str) -> Path:
+    """The folder of a batch's checkpoints, from the path of a record."""
+    return path.parents[1] / f"batch-{batch}.checkpoint"
+
+
+def _is_ended(trial: Trial, out: Path) -> bool:
+    """Whether its batch ended it, and was killed before it had ended all: its checkpoint is there."""
+    path = trial.record_path(out)
+    if not any(path.parents[1].glob("batch-*.checkpoint")):
+        return False
+    batch = _batch_of(path)
+    return batch != "" and _checkpoint_of(path, batch).is_dir() and is_finished(path)
+
+
+def _forget(ended: Sequence[Trial], out: Path) -> None:
+    """Deletes the checkpoint of a batch that was killed after it had ended all of its trials."""
+    paths = [trial.record_path(out) for trial in ended]
+    for path in paths:
+        if _batch_of(path) == _id(paths):
+            Checkpoints(_checkpoint_of(path, _id(paths))).delete()
+
+
+def _id(paths: Sequence[Path]) -> str:
+    return records.run_id({"batch": sorted(path.stem for path in paths)})
+
+
 def _run(
-    stack: ExitStack, mine: list[Trial], out: Path, command: str, vmapped: bool | None
+    stack: ExitStack,
+    trials: list[Trial],
+    out: Path,
+    command: str,
+    vmapped: bool | None,
+    ended: Sequence[Trial] = (),
 ) -> Generator[Progress, None, list[Trial]]:
-    """Runs the batch; returns the trials that cannot be batched."""
-    ledger, one = Ledger(), mine[0]
+    """Runs the batch; returns the trials that cannot be batched.
+
+    Raises:
+      _NotOne: those of `ended` are not of this batch.
+    """
+    ledger, one = Ledger(), trials[0]
     due = loop.due_steps(one.task, one.total_steps)
     with ledger.on("setup_s"):
         one.problem.prepare()
     with ledger.on("compile_s"), compilation_cache.counted() as cache:
         make_lessons, shapes = compile_lessons(one.problem, longest=due[1])
-        groups, alone = compile_groups(mine, shapes, vmapped)
+        groups, alone = compile_groups(trials, shapes, vmapped)
         if not groups:
             return alone
         require_fits(groups, shapes)
     with ledger.on("setup_s"):
         about = {"command": command, "compilation_cache": cache}
-        writers = RecordWriters(groups, out, about)
-        folder = out / one.task.name
-        checkpoints = Checkpoints(folder / f"batch-{writers.id}.checkpoint")
+        writers = RecordWriters(groups, out, about, ended)
+        checkpoints = Checkpoints(_checkpoint_of(writers.paths[0], writers.id))
+        if any(_batch_of(trial.record_path(out)) != writers.id for trial in ended):
+            raise _NotOne
         stack.callback(checkpoints.close)
-        writers.clear(folder)
+        writers.clear()
     together = Together(ledger, groups, writers, checkpoints, due[-1])
     with ledger.on("setup_s"):
         count = shapes.temperature.shape[0]
@@ -219,27 +284,36 @@ class Together:
                 self._writers.measure(i, self.step, scores[i])
         self.measured = self.step
 
-    def save(self) -> None:
+    def save(self, last: bool = False) -> bool:
         """See Runner."""
         with self.ledger.on("checkpoint_s"):
-            saved = {"lengths": self._writers.lengths, "step": self.step, "measured": self.measured}
+            saved = {"records": self._writers.written, "step": self.step, "measured": self.measured}
             saved |= {"resumed": self._resumed + 1, "ledger": self.ledger.rows()}
-            self._checkpoints.save(self._states, saved)
+            return self._checkpoints.save(self._states, saved, last=last)
 
     def _restore(self) -> None:
-        """Continues from the batch's checkpoint, if the records still are as the batch wrote them."""
+        """Continues from the batch's newest checkpoint that fits its records, if there is one."""
+
+        def fits(meta: Mapping[str, Any]) -> bool:
+            require_fields(meta, SAVED)
+            return self._writers.fit(meta["records"])
+
         try:
-            restored = self._checkpoints.restore(self._states)
+            restored = self._checkpoints.restore(self._states, fits)
         except RequestError:  # from another number of devices, over which it was divided differently
             restored = None
-        if restored and self._writers.resume(restored[1]["lengths"]):
+        if restored:
             self._states, saved = restored
             self.step, self.measured = saved["step"], saved["measured"]
             self._resumed = saved["resumed"]
             self.ledger.resume(saved["ledger"])
+            self._writers.resume(saved["records"])
+        else:
+            self._writers.start_over()
 
     def end(self) -> None:
         """See Runner."""
+        self.save(last=True)  # if it is killed while it ends its records, the rest are ended from here
         ends = []
         with self.ledger.on("record_s"):
             states = jax.device_get(list(self._states))
@@ -257,8 +331,8 @@ class Together:
 
     def fail(self, reason: str) -> None:
         """See `Runner`. The trials are rerun at the next request for them."""
-        for i, length in enumerate(self._writers.lengths):
-            if length:
+        for i, written in enumerate(self._writers.written):
+            if written["length"]:
                 row = end_row("failed", self.step, reason, None, self.ledger, self._resumed)
                 self._writers.append(i, row)
 
@@ -270,41 +344,56 @@ class Together:
 
 
 class RecordWriters:
-    """The records of a batch's trials, in the order of its groups."""
+    """The records of a batch's trials, in the order of its groups.
 
-    def __init__(self, groups: Sequence[Group], out: Path, about: Mapping[str, Any]) -> None:
+    Args:
+      groups: the trials.
+      out: folder of records.
+      about: what headers say of the process.
+      ended: those of the trials whose records are whole already; nothing is written to them.
+    """
+
+    def __init__(
+        self, groups: Sequence[Group], out: Path, about: Mapping[str, Any], ended: Sequence[Trial] = ()
+    ) -> None:
         self._about = about
         self._owners = [group for group in groups for _ in group.trials]
         self._trials = [trial for group in groups for trial in group.trials]
-        self._writers = [RecordWriter(trial.record_path(out)) for trial in self._trials]
-        paths = sorted(writer.path.stem for writer in self._writers)
-        self.id = records.run_id({"batch": paths})
+        self.paths = [trial.record_path(out) for trial in self._trials]
+        self._writers = [RecordWriter(path) for path in self.paths]
+        self._ended = {trial.record_path(out) for trial in ended}
+        self.id = _id(self.paths)
 
     @property
-    def lengths(self) -> list[int]:
-        """Bytes of each record; 0: the record has not started."""
-        return [writer.length for writer in self._writers]
+    def written(self) -> list[dict[str, Any]]:
+        """What a checkpoint keeps of each record."""
+        return [writer.written for writer in self._writers]
 
-    def clear(self, folder: Path) -> None:
+    def clear(self) -> None:
         """Deletes checkpoints that this batch cannot use: of other batches, and of trials alone."""
-        for writer in self._writers:
-            Checkpoints(writer.path.with_suffix(".checkpoint")).delete()
-            other = self._batch_of(writer.path)
+        for path in self.paths:
+            Checkpoints(path.with_suffix(".checkpoint")).delete()
+            other = _batch_of(path)
             if other not in ("", self.id):  # no process runs it: its trials are locked here
-                Checkpoints(folder / f"batch-{other}.checkpoint").delete()
+                Checkpoints(_checkpoint_of(path, other)).delete()
 
-    def resume(self, lengths: Sequence[int]) -> bool:
-        """Continues after these lengths, if the records still are as this batch wrote them."""
-        for writer, length in zip(self._writers, lengths, strict=True):
-            path = writer.path
-            if not path.exists() or path.stat().st_size < length or self._batch_of(path) != self.id:
-                return False
-        for writer, length in zip(self._writers, lengths, strict=True):
-            writer.length = length
-        return True
+    def fit(self, written: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether the records are this batch's, and still begin with what they held at a checkpoint."""
+        pairs = zip(self._writers, written, strict=True)
+        return all(_batch_of(path) == self.id for path in self.paths) and all(
+            kept["length"] > 0 and writer.fits(kept) for writer, kept in pairs
+        )
 
-    def _batch_of(self, path: Path) -> str:
-        return str(records.read(path).header.get("batch", {}).get("id", ""))
+    def resume(self, written: Sequence[Mapping[str, Any]]) -> None:
+        """Continues the records after what they held at a checkpoint."""
+        for writer, kept in zip(self._writers, written, strict=True):
+            writer.resume(kept, cut=writer.path not in self._ended)
+
+    def start_over(self) -> None:
+        """See `RecordWriter`."""
+        for writer in self._writers:
+            if writer.path not in self._ended:
+                writer.start_over()
 
     def measure(self, i: int, step: int, scores: Mapping[str, float]) -> None:
         """Appends a measurement to a trial's record."""
@@ -312,8 +401,9 @@ class RecordWriters:
         self.append(i, *([row] if self._writers[i].length else [self._header(i), row]))
 
     def append(self, i: int, *rows: Mapping[str, Any]) -> None:
-        """Appends rows to a trial's record."""
-        self._writers[i].append(*rows)
+        """Appends rows to a trial's record, unless it is whole."""
+        if self.paths[i] not in self._ended:
+            self._writers[i].append(*rows)
 
     def _header(self, i: int) -> dict[str, Any]:
         owner = self._owners[i]

@@ -13,8 +13,9 @@ from collections.abc import Generator
 from typing import Any, NamedTuple, Protocol
 
 from testbed import devices
-from testbed.errors import describe
+from testbed.errors import describe, notify
 from testbed.problem.task import Task
+from testbed.records import NotWritten
 from testbed.training.checkpoints import Cadence
 from testbed.training.clock import Ledger
 
@@ -55,14 +56,14 @@ class Runner(Protocol):
     def measure(self) -> None:
         """Evaluates, and records the scores."""
 
-    def save(self) -> None:
-        """Saves a checkpoint."""
+    def save(self, last: bool = False) -> bool:
+        """Saves a checkpoint; `last`: and waits for it. False: it is known that it was not written."""
 
     def end(self) -> None:
         """Ends the records."""
 
     def fail(self, reason: str) -> None:
-        """Ends the started records, as failed."""
+        """Ends the started records, as failed. They can be resumed."""
 
     def progress(self) -> Progress:
         """The current progress."""
@@ -106,7 +107,13 @@ def drive(runner: Runner, due: list[int], longest: float = math.inf) -> Generato
                 per_step = (time.perf_counter() - begun) / (stop - first)
             size = max(1, min(4 * size, int(min(longest, DISPATCH) / per_step)))
     except GeneratorExit:
-        runner.save()
+        if not runner.save(last=True):
+            notify(
+                f"step {runner.step} could not be saved: the same command goes on from an earlier "
+                "checkpoint, or starts over"
+            )
+        raise
+    except NotWritten:  # nothing is wrong with the trial, and a record cannot say that it failed
         raise
     except Exception as error:
         runner.fail(describe(error))

@@ -12,22 +12,106 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from testbed import devices, provenance, records, teachers
+from testbed.errors import notify
 from testbed.models.network import has_precision
 from testbed.problem.lessons import Params
-from testbed.training.clock import Ledger
+from testbed.training.clock import ROWS, Ledger
 from testbed.training.trial import Trial
+
+WRITTEN = {"length": int, "sha256": str}  # what a checkpoint keeps of a record
+LEDGER = dict.fromkeys((*ROWS, "data_wait_s", "wall_s"), float)  # and of a ledger
 
 
 class RecordWriter:
-    """Appends rows to a trial's record; a resumed record is cut to the `length` in its checkpoint."""
+    """Appends rows to a trial's record, and knows the checksum of all that it wrote.
 
-    def __init__(self, path: Path, length: int = 0) -> None:
-        self.path, self.length = path, length
+    Attributes:
+      path: of the record.
+      length: bytes of the record so far; 0: it has not begun.
+      changed: whether the record was found not to be what it was at a checkpoint.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.length, self.changed = path, 0, False
+        self._sha256, self._inode = hashlib.sha256(), self._found()
 
     def append(self, *rows: Mapping[str, Any]) -> None:
-        """Appends on the first host; the others only need to know that the record exists."""
-        first = devices.is_first()
-        self.length = records.append(self.path, *rows, at=self.length) if first else 1
+        """Appends on the first host; the others only need to know that the record exists.
+
+        Raises:
+          NotWritten: see `records.append`.
+        """
+        if not devices.is_first():
+            self.length = 1
+            return
+        if not self.length and self._found() != self._inode:
+            raise records.not_ours(self.path)
+        self.length = records.append(self.path, *rows, at=self.length, inode=self._inode)
+        self._sha256.update(b"".join(map(records.encode, rows)))
+        self._inode = self._found()
+
+    def _found(self) -> int | None:
+        """The file that is there now."""
+        try:
+            return self.path.lstat().st_ino
+        except FileNotFoundError:
+            return None
+
+    @property
+    def written(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the record: its length and checksum."""
+        return {"length": self.length, "sha256": self._sha256.hexdigest()}
+
+    def fits(self, written: Mapping[str, Any]) -> bool:
+        """Whether the record still begins with what it held at a checkpoint."""
+        if not devices.is_first():
+            return True
+        content = self._begin(written)
+        found = hashlib.sha256(content or b"").hexdigest() == written["sha256"]
+        self.changed |= not found
+        return found
+
+    def _begin(self, written: Mapping[str, Any]) -> bytes | None:
+        if self.path.is_symlink() or not self.path.is_file():
+            return None
+        with self.path.open("rb") as file:
+            return file.read(written["length"])
+
+    def resume(self, written: Mapping[str, Any], *, cut: bool = True) -> None:
+        """Continues the record after what it held at a checkpoint.
+
+        Args:
+          written: from the checkpoint, and `fits`.
+          cut: what was appended later is removed.
+
+        Raises:
+          NotWritten: see `records.replace`.
+        """
+        self.length = written["length"]
+        if not devices.is_first():
+            return
+        content = self._begin(written) or b""
+        if cut:
+            records.replace(
+                self.path, content
+            )  # a new file: who still writes to the old one will notice
+        self._sha256, self._inode = hashlib.sha256(content), self._found()
+        if self.changed:
+            notify(f"record {self.path} was cut or changed: it goes on from the checkpoint before that")
+
+    def start_over(self) -> None:
+        """Sets a record aside that is not what a trial writes; any other is replaced with its first row.
+
+        Raises:
+          NotWritten: see `records.replace`.
+        """
+        if not devices.is_first():
+            return
+        reason = "is not what was written" if self.changed else records.fault(self.path)
+        if reason and self._found() is not None:
+            aside = records.set_aside(self.path)
+            notify(f"record {self.path} {reason}: set aside as {aside.name}; the trial starts over")
+        self._inode = self._found()
 
 
 class RowList:
