@@ -27,7 +27,13 @@ from analysis.output.files import replacing, safe, write_csv
 from analysis.statistics import curves
 from analysis.statistics import race as statistics
 from benchmarks.runner import interrupts
-from benchmarks.trials import add_task_options, choose_problem, hyperparameters, make_trial
+from benchmarks.trials import (
+    add_task_options,
+    choose_problem,
+    hyperparameters,
+    make_trial,
+    require_effects,
+)
 from optimizers import registry
 from optimizers.spec import Spec
 from testbed import compilation_cache, records
@@ -65,6 +71,7 @@ def main() -> None:
     problem, steps, published = choose_problem(args)
     lanes = make_lanes(args.opt, args.hp, published)
     heats = make_heats(problem, lanes, steps, range(args.seeds))
+    require_effects(heats[0].values(), args.hp)
     run_race(heats, args.out, fresh=args.fresh)
     report(heats, args.out, args.report)
 

@@ -19,6 +19,7 @@ from benchmarks.trials import (
     hyperparameters,
     make_init,
     make_trial,
+    require_effects,
 )
 from optimizers import registry
 from testbed.cli import (
@@ -59,6 +60,7 @@ def main() -> None:
         for seed in seeds
         for spec in specs
     ]
+    require_effects(trials[: len(specs)], args.hp)
     options = {"fresh": args.fresh, "save_params": args.save_params, "diagnose": diagnose}
     print_table(run_all(trials, args.out, log=log, **options))
     print(f"Figures: {invocation('report')} {args.out} --out report")

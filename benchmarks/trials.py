@@ -2,21 +2,21 @@
 
 import argparse
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 
 from optimizers import registry
 from optimizers.spec import Spec
-from testbed import devices
+from testbed import devices, plugins
 from testbed.cli import count, natural, positive
 from testbed.errors import RequestError, choose, printable
 from testbed.models.network import has_precision
 from testbed.problem.problem import Problem, open_problem
 from testbed.problem.task import Task
 from testbed.tasks import LESSONS, find, lessons_from
-from testbed.training.optimizer import from_spec
+from testbed.training.optimizer import from_spec, require_effect
 from testbed.training.trial import InitCheckpoint, Trial
 
 
@@ -175,6 +175,23 @@ def hyperparameters(
         if owner in ("", spec.name):
             values[short] = value
     return registry.configure(spec, values)
+
+
+def require_effects(trials: Iterable[Trial], given: Sequence[str]) -> None:
+    """Refuses hyperparameters that are accepted and change nothing.
+
+    Args:
+      trials: of one seed, a trial for each optimizer.
+      given: the values of `--hp`.
+
+    Raises:
+      RequestError: a value that is not its default changes nothing about an optimizer's updates.
+    """
+    names = {item.partition("=")[0].rpartition(".")[2] for item in given}
+    for trial in trials:
+        defaults = plugins.defaults(trial.optimizer.build)
+        own = {name: default for name, default in defaults.items() if name in names}
+        require_effect(trial.optimizer, trial.problem, trial.total_steps, own)
 
 
 def make_trial(

@@ -22,7 +22,7 @@ import optax.contrib
 import optimizers
 from optimizers import hyperparameters
 from optimizers.spec import SHARED, Bounds, Spec
-from testbed import plugins
+from testbed import plugins, process
 from testbed.errors import RequestError, check_name, describe, printable, refusing
 from testbed.identity import source_sha256
 
@@ -190,7 +190,8 @@ def _is_taken(name: str) -> bool:
 
 def _from_import(opt: str, module: str, name: str) -> Spec:
     try:
-        value = getattr(importlib.import_module(module), name)
+        with process.preserved(f"--opt {opt}"):
+            value = getattr(importlib.import_module(module), name)
     except (Exception, SystemExit) as error:
         raise RequestError(f"--opt {opt}: cannot be imported ({describe(error)})") from error
     for place, of_optax in PLACES.items():  # a function of optax is no build: it takes no steps

@@ -50,6 +50,9 @@ def load_file(option: str, path: str | Path) -> ModuleType:
         try:
             with warnings.catch_warnings():  # filters that it sets are its own
                 spec.loader.exec_module(module)
+        except RequestError as error:  # of a SPEC, or of a TASK
+            del sys.modules[name]
+            raise RequestError(f"{option} {path}: {error}") from error
         except (Exception, SystemExit) as error:
             del sys.modules[name]
             what = describe(error).replace(package, "")  # of a relative import

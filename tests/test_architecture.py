@@ -14,7 +14,10 @@ ROOMS = {"testbed", "optimizers", "benchmarks", "analysis"}
 WITHOUT_PACKAGES = ("errors", "cli", "start", "records")  # the standard library is all that they need
 MAY_IMPORT = {
     "testbed": {"testbed"},
-    "optimizers": {"optimizers", "testbed.errors", "testbed.identity", "testbed.plugins"},
+    "optimizers": {
+        "optimizers",
+        *(f"testbed.{m}" for m in ("errors", "process", "identity", "plugins")),
+    },
     "analysis": {
         "analysis",
         "testbed.metrics",

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from testbed import compilation_cache, devices, records
+from testbed import compilation_cache, devices, process, records
 from testbed.errors import refusing
 from testbed.models import public
 from testbed.problem.lessons import Params
@@ -127,10 +127,11 @@ def iterate(
       RequestError: the optimizer fails on the student's parameters, `out` cannot be written, or
         another process runs this trial. No record is started.
     """
+    out = out.absolute()  # wherever an optimizer's code goes
     path = devices.try_on_all_hosts(lambda: trial.record_path(out))
     names, first = diagnostics.choose(diagnose), devices.is_first()
     params_path = path.with_suffix(".npz") if save_params else None
-    with ExitStack() as stack:
+    with ExitStack() as stack, process.preserved(f"optimizer {trial.optimizer.name}"):
         devices.try_on_all_hosts(lambda: stack.enter_context(records.lock(path)) if first else None)
         checkpoints = Checkpoints(path.with_suffix(".checkpoint"))
         stack.callback(checkpoints.close)
@@ -250,7 +251,8 @@ class Alone:
         with self.ledger.on("checkpoint_s"):
             meta: dict[str, Any] = {"record": self._writer.written, "measurement": self._latest}
             meta |= {"resumed": self._resumed + 1, "ledger": self.ledger.rows()}
-            return self._checkpoints.save(self.state, meta, last=last)
+            program = self._compiled.sha256
+            return self._checkpoints.save(self.state, meta, program=program, last=last)
 
     def end(self) -> None:
         """See Runner."""
@@ -285,7 +287,7 @@ class Alone:
             require_fields(meta, SAVED)
             return writer.fits(meta["record"])
 
-        restored = self._checkpoints.restore(self.state, fits)
+        restored = self._checkpoints.restore(self.state, fits, program=self._compiled.sha256)
         if restored:
             self.state, done = restored
             self._latest, self._resumed = done["measurement"], done["resumed"]

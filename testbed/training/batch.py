@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
-from testbed import compilation_cache, devices, records
+from testbed import compilation_cache, devices, process, records
 from testbed.errors import RequestError
 from testbed.problem.protocols import Lesson
 from testbed.records import is_finished
@@ -80,7 +80,9 @@ def iterate_batch(
         raise RequestError("batched trials run on one host; spread batches over hosts instead")
     if len({_kind(trial) for trial in trials}) != 1:
         raise ValueError("a batch's trials share their lessons")
-    with ExitStack() as stack:
+    out = out.absolute()  # wherever an optimizer's code goes
+    names = ", ".join(dict.fromkeys(trial.optimizer.name for trial in trials))
+    with ExitStack() as stack, process.preserved(f"one of the optimizers {names}"):
         # In a fixed order, by which a checkpoint identifies them.
         ordered = sorted(trials, key=lambda t: (t.optimizer.name, t.record_path(out).stem))
         mine = [trial for trial in ordered if _claim(stack, trial, out)]
@@ -247,6 +249,7 @@ class Together:
         self._groups, self._writers, self._checkpoints = groups, writers, checkpoints
         self._total_steps, self._resumed = total_steps, 0
         self._current: _Lessons | None = None
+        self._program = " ".join(group.programs.sha256 for group in groups)
         with ledger.on("setup_s"):
             self._states = jax.block_until_ready([group.start() for group in groups])
         with ledger.on("checkpoint_s"):
@@ -289,7 +292,7 @@ class Together:
         with self.ledger.on("checkpoint_s"):
             saved = {"records": self._writers.written, "step": self.step, "measured": self.measured}
             saved |= {"resumed": self._resumed + 1, "ledger": self.ledger.rows()}
-            return self._checkpoints.save(self._states, saved, last=last)
+            return self._checkpoints.save(self._states, saved, program=self._program, last=last)
 
     def _restore(self) -> None:
         """Continues from the batch's newest checkpoint that fits its records, if there is one."""
@@ -299,7 +302,7 @@ class Together:
             return self._writers.fit(meta["records"])
 
         try:
-            restored = self._checkpoints.restore(self._states, fits)
+            restored = self._checkpoints.restore(self._states, fits, program=self._program)
         except RequestError:  # from another number of devices, over which it was divided differently
             restored = None
         if restored:

@@ -3,8 +3,9 @@
 import dataclasses
 import functools
 import hashlib
+import io
 from collections.abc import Callable, Hashable, Mapping
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from importlib.metadata import entry_points
 from typing import Any, NamedTuple
 
@@ -202,7 +203,8 @@ def require_effect(
     """
 
     def program(hp: Mapping[str, Any]) -> str:
-        return traced_sha256(optimizer.build(total_steps, **hp), problem)
+        with redirect_stdout(io.StringIO()):  # the trial prints it
+            return traced_sha256(optimizer.build(total_steps, **hp), problem)
 
     values = optimizer.hyperparameters
     for name, default in given.items():
