@@ -53,7 +53,7 @@ def build_with(annotation: Any, default: Any) -> Any:
     return build
 
 
-REQUIRED = object()  # no default
+REQUIRED = inspect.Parameter.empty  # no default
 Maker = typing.Callable[[Any], Any]
 Rate = typing.NewType("Rate", float)
 Optionally = typing.Optional[int]  # noqa: UP045 (as many write it)

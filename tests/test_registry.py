@@ -64,7 +64,7 @@ def test_a_name_in_a_file_is_refused_before_anything_is_written(command, tiny_ta
     assert repr(name) in refusal(command, run, "--opt", file)
 
 
-@pytest.mark.parametrize("file", ["my optimizer.py", "-x.py", "_x.py", "a\nb.py", "x.lock.py"])
+@pytest.mark.parametrize("file", ["my optimizer.py", "-x.py", "_x.py", "x.lock.py"])
 def test_the_name_of_a_file_is_a_name_or_spec_gives_another(command, tiny_task, files, file):
     line = refusal(command, run, f"--opt={write(files, PLAIN, file)}")
     assert f"its name (a SPEC gives it another) {Path(file).stem!r}: " in line
