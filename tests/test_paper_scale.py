@@ -94,8 +94,12 @@ def whole(launch, tmp_path_factory):
 def test_the_papers_recipe_is_adams_default_and_the_record_has_precision_and_device(whole):
     assert whole.header["hyperparameters"]["learning_rate"] == 0.003
     assert whole.header["hyperparameters"]["weight_decay"] == 3e-4
-    precision = {"parameters": "float32", "student": "float32", "teachers": ["float32"]}
-    assert whole.header["precision"] == precision
+    assert whole.header["precision"] == {
+        "parameters": "float32",
+        "matmul": "highest",
+        "student": "float32",
+        "teachers": ["float32"],
+    }
     assert whole.header["device"]["used"] == 1
     assert whole.end["ledger"]["data_wait_s"] > 0
     first, last = whole.measurements[0], whole.measurements[-1]

@@ -73,7 +73,7 @@ def worse_than_at_start(frame: pd.DataFrame) -> pd.DataFrame:
     """
     ordered = frame[frame["status"] == "finished"].sort_values(["run_id", "step"])
     first, last = (of(1) for of in (ordered.groupby("run_id").head, ordered.groupby("run_id").tail))
-    began = last["run_id"].map(score(first).set_axis(first["run_id"]))
+    began = last["run_id"].map(score(first).set_axis(first["run_id"])).astype(float)
     return last[np.isfinite(began) & (score(last) > began)]
 
 
