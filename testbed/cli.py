@@ -9,6 +9,7 @@ import os
 import shlex
 import sys
 import tempfile
+import threading
 import traceback
 import unicodedata
 import warnings
@@ -93,12 +94,15 @@ def show_plainly() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    warnings.showwarning = _show_warning
+    warnings.showwarning = lambda message, *_, **__: _warn(str(message))
+    threading.excepthook = lambda failed: _warn(
+        f"in a thread: {failed.exc_type.__name__}: {failed.exc_value}"
+    )
 
 
-def _show_warning(message: Warning | str, *about: Any, **more: Any) -> None:
-    """Replaces `warnings.showwarning`: one line, above a progress bar where one is shown."""
-    line = f"{program()}: warning: {printable(str(message))}"
+def _warn(message: str) -> None:
+    """Prints one line on stderr, above a progress bar where one is shown."""
+    line = f"{program()}: warning: {printable(message)}"
     bars = getattr(sys.modules.get("tqdm"), "tqdm", None)
     with suppress(OSError, ValueError):
         if bars is None:

@@ -65,9 +65,7 @@ class _Signals:
         handle(self._hear)
         import threading
 
-        atexit.register(
-            handle, signal.SIG_IGN
-        )  # the last to be called: Python then goes back to the defaults
+        atexit.register(handle, signal.SIG_IGN)  # called last: Python then restores what kills
         os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))  # it would write there too
         sys.unraisablehook = self._unraisable
         threading.Thread(target=self._count, args=(reader,), daemon=True).start()

@@ -7,14 +7,13 @@
 Of trials that both folders have finished: the difference of the logs of their final test KL.
 """
 
-import argparse
 import math
 from pathlib import Path
 
 import pandas as pd
 
 from testbed import records
-from testbed.cli import serve
+from testbed.cli import Parser, serve
 from testbed.errors import RequestError
 
 TABLE = Path(__file__).with_suffix(".csv")
@@ -22,7 +21,7 @@ TABLE = Path(__file__).with_suffix(".csv")
 
 def main() -> None:
     """Reads both folders, prints and writes the table."""
-    p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    p = Parser(description=__doc__.split("\n")[0])
     p.add_argument("batched", type=Path, help="folder of records")
     p.add_argument("alone", type=Path, help="folder of records")
     p.add_argument("--debug", action="store_true", help="show the traceback of an error")

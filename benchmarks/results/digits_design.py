@@ -8,7 +8,6 @@ the optimizers, is not finished at the short horizon, and overfits with a fixed 
 the variant's own held-out views, at temperature 1.
 """
 
-import argparse
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from benchmarks.runner import run_all
 from benchmarks.trials import make_trial
 from optimizers import registry
 from testbed import records
-from testbed.cli import serve
+from testbed.cli import Parser, serve
 from testbed.data.views import AffineCrop
 from testbed.models.mlp import MLP
 from testbed.problem.problem import open_problem
@@ -39,7 +38,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 def main() -> None:
     """Runs all variants and prints the table."""
-    p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    p = Parser(description=__doc__.split("\n")[0])
     p.add_argument("--out", type=Path, default=Path("runs/design"), metavar="DIR", help="records")
     p.add_argument("--debug", action="store_true", help="show the traceback of an error")
     out = p.parse_args().out

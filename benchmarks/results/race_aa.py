@@ -6,7 +6,6 @@ Race k is of seeds k * S to k * S + S - 1. The ratio is 1; a 95 % interval shoul
 races, and be narrow. Races that are finished are not run again.
 """
 
-import argparse
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from analysis.statistics import race as statistics
 from analysis.statistics import ratio
 from benchmarks.race import make_heats, make_lanes, measure, run_race
 from benchmarks.trials import add_task_options, choose_problem
-from testbed.cli import positive, serve
+from testbed.cli import Parser, positive, serve
 from testbed.errors import RequestError
 
 TABLE = Path(__file__).with_suffix(".csv")
@@ -24,7 +23,7 @@ TABLE = Path(__file__).with_suffix(".csv")
 
 def main() -> None:
     """Runs the races, prints and writes the table."""
-    p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    p = Parser(description=__doc__.split("\n")[0])
     p.add_argument("--opt", default="adam", metavar="NAME", help="default: %(default)s")
     p.add_argument("--races", type=positive, default=20, metavar="N", help="default: %(default)s")
     p.add_argument(

@@ -8,8 +8,6 @@ Nesterov momentum 0.9 after the preconditioner, roots from the first step on. Ou
 once, as Google's, and staggered.
 """
 
-import argparse
-
 import jax
 import numpy as np
 import optax
@@ -19,7 +17,7 @@ from benchmarks.optimizer_cost import CYCLE, SHAPES, Cost, make_inputs, slowest
 from optimizers.distributed_shampoo import scale_by_distributed_shampoo
 from optimizers.shampoo import scale_by_shampoo
 from testbed import provenance
-from testbed.cli import serve
+from testbed.cli import Parser, serve
 from testbed.errors import choose
 
 MLP = {f"dense{i}": {"kernel": jax.ShapeDtypeStruct((128, 128), "float32"),
@@ -28,7 +26,7 @@ MLP = {f"dense{i}": {"kernel": jax.ShapeDtypeStruct((128, 128), "float32"),
 
 def main() -> None:
     """Times and prints."""
-    p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    p = Parser(description=__doc__.split("\n")[0])
     p.add_argument("--shapes", default="mlp", metavar="NAME", help="mlp (default) or r50x1")
     p.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = p.parse_args()

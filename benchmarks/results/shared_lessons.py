@@ -6,7 +6,6 @@ Students with first weights of their own, and with lessons of their own or lesso
 at its defaults. If lessons mattered, those that share them would lie closer together.
 """
 
-import argparse
 import tempfile
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from scipy import stats
 from benchmarks.trials import add_task_options, choose_problem, make_trial
 from optimizers import registry
 from testbed import compilation_cache, devices, records
-from testbed.cli import positive, serve
+from testbed.cli import Parser, positive, serve
 from testbed.training.batch import iterate_batch, sharing_lessons
 
 TABLE = Path(__file__).with_suffix(".csv")
@@ -26,7 +25,7 @@ FIRST, LESSONS = 100, 77  # seeds that nothing was tuned on
 
 def main() -> None:
     """Runs the students, prints and writes the table."""
-    p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    p = Parser(description=__doc__.split("\n")[0])
     p.add_argument("--opt", action="append", metavar="NAME", help="default: sgd, adam and shampoo")
     p.add_argument("--seeds", type=positive, default=16, metavar="N", help="default: %(default)s")
     p.add_argument("--debug", action="store_true", help="show the traceback of an error")
