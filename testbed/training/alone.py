@@ -172,6 +172,7 @@ class Alone:
         params_path: Path | None = None,
     ) -> None:
         self.ledger = Ledger()
+        self._program: str | None = None  # checksum of what is computed, which a checkpoint must match
         self._trial, self._writer, self._checkpoints = trial, writer, checkpoints
         self._command, self._params_path = command, params_path
         with self.ledger.on("setup_s"):
@@ -247,7 +248,7 @@ class Alone:
         with self.ledger.on("checkpoint_s"):
             meta: dict[str, Any] = {"record": self._writer.written, "measurement": self._latest}
             meta |= {"resumed": self._resumed + 1, "ledger": self.ledger.rows()}
-            return self._checkpoints.save(self.state, meta, last=last)
+            return self._checkpoints.save(self.state, meta, program=self._program, last=last)
 
     def end(self) -> None:
         """See Runner."""
@@ -281,7 +282,7 @@ class Alone:
             require_fields(meta, SAVED)
             return writer.fits(meta["record"])
 
-        restored = self._checkpoints.restore(self.state, fits)
+        restored = self._checkpoints.restore(self.state, fits, program=self._program)
         if restored:
             self.state, done = restored
             self._latest, self._resumed = done["measurement"], done["resumed"]
