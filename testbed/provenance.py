@@ -11,7 +11,7 @@ import jax
 
 PACKAGES = (
     *("funmatch", "jax", "jaxlib", "optax", "flax", "numpy"),
-    *("pillow", "grain", "tensorflow-datasets", "array_record", "orbax-checkpoint"),
+    *("pillow", "grain", "tensorflow-datasets", "array_record"),
 )
 
 

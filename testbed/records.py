@@ -247,12 +247,16 @@ TARGET = {"metric": str, "value": int | float, "mode": str}
 
 def is_whole(record: Record) -> bool:
     """Whether a record has all that its readers need, to an end that is a result."""
-    end, steps = record.end or {}, [row["step"] for row in record.measurements]
+    end, rows = record.end or {}, record.measurements
+    steps = [row["step"] for row in rows]
+    values = [value for row in rows for name, value in row.items() if name != "kind"]
     return (
         _has(record.header, HEADER)
         and _has(record.header["target"], TARGET)
         and bool(steps)
         and steps == sorted(set(steps))
+        and all(value is None or type(value) in (int, float) for value in values)
+        and record.header["target"]["metric"] in rows[-1]
         and end.get("status") in ("finished", "diverged")
         and type(end.get("step")) is int
     )

@@ -119,7 +119,7 @@ class Checkpoints:
         # If the host computes, writing in the background would slow the timed steps; and the next step
         # overwrites the arrays.
         if last or jax.default_backend() == "cpu":
-            return self._told(self._write(number, about, arrays))
+            return self._reported(self._write(number, about, arrays))
         if self._writer is None:
             self._writer = ThreadPoolExecutor(1)
         self._writing = self._writer.submit(self._write, number, about, arrays)
@@ -229,9 +229,9 @@ class Checkpoints:
     def _finish(self) -> None:
         if self._writing is not None:
             done, self._writing = self._writing, None
-            self._told(done.result())
+            self._reported(done.result())
 
-    def _told(self, problem: str) -> bool:
+    def _reported(self, problem: str) -> bool:
         """Whether there is no problem; a new one is reported."""
         if problem and not self._failing:
             notify(
