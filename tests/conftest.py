@@ -17,10 +17,9 @@ from testbed.tasks import TASKS
 from tests import stand_ins
 
 # A few examples, the same each time; and what looks for faults, with --hypothesis-profile long.
-hypothesis.settings.register_profile(
-    "default", max_examples=50, deadline=None, derandomize=True, database=None
-)
-hypothesis.settings.register_profile("long", max_examples=5_000, deadline=None, database=None)
+PROFILE = {"deadline": None, "database": None, "suppress_health_check": list(hypothesis.HealthCheck)}
+hypothesis.settings.register_profile("default", max_examples=50, derandomize=True, **PROFILE)
+hypothesis.settings.register_profile("long", max_examples=5_000, **PROFILE)
 hypothesis.settings.load_profile("default")
 
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from analysis import frames
@@ -19,8 +19,6 @@ from testbed.errors import Notice
 from testbed.training import rows
 from testbed.training.checkpoints import Checkpoints
 from tests.trials import finish, trial_of
-
-often = settings(deadline=None, suppress_health_check=list(HealthCheck))
 
 Change = Callable[[bytes], bytes]
 
@@ -121,7 +119,6 @@ def put(path: Path, content: bytes) -> None:
     path.write_bytes(content)
 
 
-@often
 @given(changes=MUTATIONS)
 def test_no_mutation_of_a_record_raises_in_its_readers(content, path, changes):
     put(path, mutated(content, changes))
@@ -136,7 +133,6 @@ def test_no_mutation_of_a_record_raises_in_its_readers(content, path, changes):
         records.first_reaching(record.measurements, record.header["target"])
 
 
-@often
 @given(changes=MUTATIONS)
 def test_no_mutation_of_a_record_raises_in_the_analysis(content, path, changes):
     put(path, mutated(content, changes))
@@ -144,7 +140,6 @@ def test_no_mutation_of_a_record_raises_in_the_analysis(content, path, changes):
     assert len(found.runs) in (0, 1)
 
 
-@often
 @given(changes=MUTATIONS, share=st.floats(0, 1))
 def test_a_mutated_record_is_continued_only_from_what_was_written(content, path, changes, share):
     """Up to its checkpoint it is what it was, or nothing of it is used."""
@@ -166,7 +161,6 @@ def test_a_mutated_record_is_continued_only_from_what_was_written(content, path,
     assert path.read_bytes() == before + records.encode(row)
 
 
-@often
 @given(changes=MUTATIONS)
 def test_a_mutated_checkpoint_is_what_was_saved_or_nothing(tmp_path_factory, changes):
     folder = tmp_path_factory.mktemp("checkpoint") / "x.checkpoint"
@@ -222,7 +216,6 @@ def bits_of(leaf: jax.Array) -> bytes:
     return np.asarray(raw).tobytes()
 
 
-@often
 @given(state=TREES)
 def test_a_state_of_any_kind_is_restored_bit_by_bit(tmp_path_factory, state):
     folder = tmp_path_factory.mktemp("state") / "x.checkpoint"
