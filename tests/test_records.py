@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import threading
 from typing import NamedTuple
 
 import jax
@@ -214,6 +215,30 @@ def test_what_is_saved_is_the_state_as_it_was_then(tmp_path):
     restored, meta = Checkpoints(tmp_path / "c").restore(x)
     assert meta == {"i": 2}
     np.testing.assert_array_equal(restored, 40)
+
+
+def test_on_an_accelerator_a_checkpoint_is_written_in_the_background(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints.jax, "default_backend", lambda: "gpu")
+    kept, threads = Checkpoints(tmp_path / "c"), []
+    write = checkpoints._write_file
+
+    def writing(*arguments):
+        threads.append(threading.current_thread())
+        write(*arguments)
+
+    monkeypatch.setattr(checkpoints, "_write_file", writing)
+    for number in range(4):
+        assert kept.save(state(number), {"length": number})
+    kept.close()
+    assert threading.main_thread() not in threads
+    assert Checkpoints(tmp_path / "c").restore(state(0))[1] == {"length": 3}
+    (tmp_path / "d").touch()
+    failing = Checkpoints(tmp_path / "d")
+    assert failing.save(state(0), {}), "it is not known yet"
+    with pytest.warns(Notice, match="cannot be written"):
+        failing.close()
+    assert not failing.save(state(0), {}, last=True)
+    failing.close()
 
 
 def test_checkpoints_that_do_not_fit_are_not_loaded(tmp_path):

@@ -147,7 +147,7 @@ class Checkpoints:
           RequestError: the checkpoint has other shapes, as Shampoo's blocks have on another number of
             devices.
         """
-        reasons: list[str] = []
+        reasons: dict[str, list[str]] = {}  # -> the numbers of those that are set aside for it
         found = None
         number = 10**9
         while found is None and (number := int(devices.from_host_0(self._newest(number)))) >= 0:
@@ -163,7 +163,7 @@ class Checkpoints:
             if devices.any_host(refused is not None):
                 raise refused or RequestError(f"checkpoint {self._folder}: another host cannot use it")
             if devices.any_host(bool(reason)):
-                reasons.append(f"{number} {reason or 'is damaged, says another host'}")
+                reasons.setdefault(reason or "is damaged, says another host", []).append(str(number))
                 self._set_aside(number)
             elif devices.any_host(not usable):
                 if devices.is_first():
@@ -172,10 +172,8 @@ class Checkpoints:
                 found = state, meta
         if reasons:
             then = "the trial goes on from the one before" if found else "the trial starts over"
-            notify(
-                f"checkpoint {self._folder}: {'; '.join(reasons)}; set aside as "
-                f"{self._aside.name}; {then}"
-            )
+            why = "; ".join(f"{' and '.join(found_in)} {why}" for why, found_in in reasons.items())
+            notify(f"checkpoint {self._folder}: {why}; set aside as {self._aside.name}; {then}")
         return found
 
     def close(self) -> None:
