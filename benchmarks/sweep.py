@@ -354,7 +354,7 @@ def require_this_version(trial: Trial, out: Path) -> None:
     identity = trial.identity()
     for path in records.paths(out / identity["task"]):
         header = records.read(path).header
-        if header and header["task_fingerprint"] != identity["task_fingerprint"]:
+        if header and header.get("task_fingerprint") != identity["task_fingerprint"]:
             raise RequestError(
                 f"--out {out}: it holds records of another version of the task {identity['task']} (or "
                 f"of another precision), such as {path.name}; choose another folder, or move them away"

@@ -15,6 +15,7 @@ import atexit
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType
@@ -25,7 +26,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def start(module: str, function: str = "main") -> NoReturn:
-    """Runs a function of a module, its `main`, as a whole process; `cli.serve` has its exit status.
+    """Runs a function of a module, its `main`, as a whole process; see `cli.serve` for its status.
 
     The first of SIGNALS raises KeyboardInterrupt in it, unless that handles them itself. While
     modules are imported, it ends the process: an exception there would abort what C++ is doing. A second
@@ -102,13 +103,15 @@ def restore(handlers: dict[int, Any]) -> None:
 
 
 def hear_again() -> None:
-    """What a handler does at a second signal, where `_Signals` does not end the process.
+    """What the handler of a part of a command does at a second signal: it ends the process.
 
     Raises:
-      KeyboardInterrupt: there is none.
+      KeyboardInterrupt: in a process that `start` has not started.
     """
     if not _started:
         raise KeyboardInterrupt
+    time.sleep(1.0)  # the thread of `_Signals` is faster, unless a library has taken its pipe away
+    _end_at_once(None)
 
 
 def _end_at_once(status: int | None) -> NoReturn:
