@@ -11,10 +11,10 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 
 
-def launch(*words: object, **options: Any) -> subprocess.Popen[str]:
-    """Starts `python WORDS` in the clone, with stdout and stderr in pipes."""
+def launch(*words: object, before: tuple[str, ...] = (), **options: Any) -> subprocess.Popen[str]:
+    """Starts `python WORDS` in the clone, with stdout and stderr in pipes; `before`: such as nohup."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
-    return subprocess.Popen([sys.executable, *map(str, words)], **(pipes | options))
+    return subprocess.Popen([*before, sys.executable, *map(str, words)], **(pipes | options))
 
 
 def wait_until_it_listens(process: subprocess.Popen[str]) -> None:
