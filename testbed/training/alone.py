@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from testbed import compilation_cache, devices, process, records
-from testbed.errors import refusing
+from testbed.errors import notify, refusing
 from testbed.models import public
 from testbed.problem.lessons import Params
 from testbed.training import diagnostics, loop
@@ -142,6 +142,8 @@ def iterate(
             checkpoints.delete()
             path.with_suffix(".npz").unlink(missing_ok=True)
         if not devices.any_host(first and not again and records.is_finished(path)):
+            if first and not path.exists():
+                notify_of_other_versions(trial, path)
             writer = RecordWriter(path)
             alone = Alone(trial, writer, checkpoints, command, names, params_path)
             yield from alone.run(longest)
@@ -149,6 +151,20 @@ def iterate(
         devices.any_host(True)  # all hosts have written their files
         if first:
             checkpoints.delete()
+
+
+def notify_of_other_versions(trial: Trial, path: Path) -> None:
+    """Says so where an interrupted trial was the same, but for what its optimizer was then."""
+    now = trial.identity()
+    for checkpoint in sorted(path.parent.glob("*.checkpoint")):
+        header = records.read(checkpoint.with_suffix(".jsonl")).header
+        differs = [name for name, value in now.items() if header.get(name) != value]
+        if differs == ["optimizer_sha256"]:
+            notify(
+                f"optimizer {trial.optimizer.name} has changed since trial {checkpoint.stem} was "
+                "interrupted: its source, or what it reads when it is imported, such as the "
+                "environment; this is another trial, and starts at step 0"
+            )
 
 
 class Alone:
