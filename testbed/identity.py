@@ -13,6 +13,7 @@ import importlib.metadata
 import importlib.util
 import inspect
 import linecache
+import os
 import sys
 import sysconfig
 import time
@@ -34,6 +35,8 @@ OURS = {
 FOLLOWED = {"optimizers"}  # part of a checksum even where they are installed
 PLAIN = (type(None), bool, int, float, complex, str, bytes, Enum, PurePath, range, slice)
 CONTAINERS = (*PLAIN, tuple, list, set, frozenset, Mapping)
+READ_ENVIRONMENT = {"environ", "getenv"}
+READ_FILES = {"open", "read_text", "read_bytes", "load", "loadtxt", "fromfile", "read_csv"}
 STARTED = time.time()
 STANDARD_LIBRARY = Path(sysconfig.get_paths()["stdlib"]).resolve()
 
@@ -146,6 +149,7 @@ def _slots(value: Any) -> dict[str, Any]:
 def _function(function: FunctionType, where: str, seen: set[Any]) -> Iterator[bytes]:
     """The pieces of a function: its module, or its own source; and the values bound to it."""
     yield f"{function.__qualname__} {_place(function)}".encode()
+    yield from _outside(function)
     names = function.__globals__  # not __module__, which functools.wraps copies
     in_file = _is_file(names.get("__file__")) and not _is_typed_in(function.__code__)
     if in_file:
@@ -176,6 +180,33 @@ def _place(function: FunctionType) -> str:
     first = code.co_firstlineno
     columns = [column for line, _, column, _ in code.co_positions() if line == first and column]
     return f"{first if _is_file(code.co_filename) else 0} {min(columns, default=0)}"
+
+
+def _outside(function: FunctionType) -> Iterator[bytes]:
+    """What a function's texts name outside of the program, if it reads there.
+
+    Variables of the environment with their values, and the contents of files in the function's folder
+    or the working directory. What is named otherwise is not found.
+    """
+    code, file = function.__code__, function.__globals__.get("__file__")
+    if _is_of_a_package(str(function.__globals__.get("__name__"))):
+        return
+    used = _names_in(code, "LOAD_GLOBAL", "LOAD_NAME", "LOAD_ATTR", "LOAD_METHOD")
+    texts = sorted(_texts_in(code))
+    if used & READ_ENVIRONMENT:
+        yield from (f"{name}={os.environ[name]}".encode() for name in texts if name in os.environ)
+    if used & READ_FILES:
+        for place in filter(None, (Path.cwd(), file and Path(file).parent)):
+            for name in texts:
+                with suppress(OSError):  # of what is no name of a file
+                    if (place / name).is_file():
+                        yield name.encode() + (place / name).read_bytes()
+
+
+def _texts_in(code: CodeType) -> set[str]:
+    """The texts that a function, and the functions inside it, are written with."""
+    inner = [_texts_in(constant) for constant in code.co_consts if isinstance(constant, CodeType)]
+    return {text for text in code.co_consts if isinstance(text, str)}.union(*inner)
 
 
 def _require_as_imported(function: FunctionType, where: str) -> None:

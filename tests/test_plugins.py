@@ -255,6 +255,28 @@ def test_a_file_that_was_edited_after_its_import_is_refused(tmp_path):
     sha(load_file("--opt", file).build)
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        'int(os.environ["BLOCK"])',
+        'os.getenv("BLOCK")',
+        'json.load(open("table.json"))',
+        '(pathlib.Path(__file__).parent / "table.json").read_text()',
+    ],
+)
+def test_what_a_build_reads_by_name_from_the_environment_or_from_files_counts(
+    tmp_path, monkeypatch, line
+):
+    text = f"import json, os, pathlib\ndef inner():\n    return {line}\n"
+    write(tmp_path, {"mine.py": f"{text}def build(total_steps):\n    return inner()\n"})
+    found = []
+    for value in ("1", "1", "2"):
+        monkeypatch.setenv("BLOCK", value)
+        (tmp_path / "table.json").write_text(value)
+        found.append(sha(load_file("--opt", tmp_path / "mine.py").build))
+    assert found[0] == found[1] != found[2]
+
+
 LAMBDAS = """
 import optax
 a, b = lambda total_steps: optax.sgd(0.1), lambda total_steps: optax.sgd(0.2)

@@ -14,6 +14,7 @@ import optax
 import optax.contrib
 import pytest
 
+from optimizers import registry
 from optimizers.spec import Spec
 from testbed import process
 from testbed.errors import Notice, RequestError
@@ -21,8 +22,12 @@ from testbed.problem.problem import open_problem
 from testbed.training.alone import train
 from testbed.training.compile import KEPT, build_once, compile_trial
 from testbed.training.compile import _compiled as compiled_trials
+from testbed.training.groups import require_runs_alone
+from testbed.training.optimizer import from_spec
+from testbed.training.trial import Trial
 from tests.test_batch import finish_batch
 from tests.trials import finish, trial_of
+from tests.users import needed, optimizers_of_optax
 
 STEPS = 12
 
@@ -423,3 +428,18 @@ def test_programs_are_freed(tiny):
             compiled_trials.cache_clear()
         counts.append(maps())
     assert counts[3] - counts[1] < 0.2 * (counts[2] - counts[1])
+
+
+@pytest.mark.filterwarnings("ignore")  # optax's own, of what it deprecates
+def test_all_that_optax_exports_runs_or_is_refused_in_one_line(tiny):
+    """Traced, not compiled; some need functions, gradients per example, or matrices alone."""
+    problem, refused = open_problem(tiny), {}
+    for spec in map(registry.find, optimizers_of_optax()):
+        try:
+            values = registry.configure(spec, needed(spec))
+            require_runs_alone([Trial(problem, from_spec(spec, values), STEPS)])
+        except RequestError as error:
+            refused[spec.name] = str(error)
+    assert all("\n" not in message for message in refused.values())
+    assert len(optimizers_of_optax()) - len(refused) > 95
+    assert not {"optax.contrib.sophia", "optax.adam", "optax.lbfgs", "optax.adafactor"} & refused.keys()
