@@ -26,7 +26,6 @@ from testbed.problem import problem
 from testbed.problem.problem import open_problem
 from testbed.tasks import TASKS
 from testbed.teachers import TEACHERS
-from testbed.training import alone
 from tests import stand_ins
 from tests.trials import trial_of
 
@@ -389,7 +388,7 @@ def test_a_trial_that_another_process_runs_is_waited_for_after_all_others(
     at_release = []
 
     def release() -> None:
-        while not alone.is_finished(paths[1]):
+        while not records.is_finished(paths[1]):
             time.sleep(0.02)
         at_release.append(paths[0].exists())
         held.close()
