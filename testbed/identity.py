@@ -36,7 +36,8 @@ FOLLOWED = {"optimizers"}  # part of a checksum even where they are installed
 PLAIN = (type(None), bool, int, float, complex, str, bytes, Enum, PurePath, range, slice)
 CONTAINERS = (*PLAIN, tuple, list, set, frozenset, Mapping)
 READ_ENVIRONMENT = {"environ", "getenv"}
-READ_FILES = {"open", "read_text", "read_bytes", "load", "loadtxt", "fromfile", "read_csv"}
+# Not open, by which logs are written.
+READ_FILES = {"read", "readlines", "read_text", "read_bytes", "load", "loadtxt", "fromfile", "read_csv"}
 STARTED = time.time()
 STANDARD_LIBRARY = Path(sysconfig.get_paths()["stdlib"]).resolve()
 

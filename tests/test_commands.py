@@ -86,7 +86,7 @@ def test_hyperparameters_of_all_and_of_one(command, tiny_task, tmp_path):
         (["--opt", "raises.py"], "importing it raised RuntimeError: two lines"),
         (["--opt", "raises_later.py"], "RuntimeError: not today"),
         (["--opt", "wrong_tree.py"], "update returned nothing at"),
-        (["--opt", "no_transformation.py"], "AttributeError"),
+        (["--opt", "no_transformation.py"], "not an optax.GradientTransformation"),
         (["--opt", "adam", "--hp", "learning_rat=1"], "did you mean 'learning_rate'"),
         (["--opt", "adam", "--hp", "learning_rate"], "write NAME=VALUE"),
         (["--opt", "adam", "--hp", "sgd.momentum=0"], "not among the optimizers"),

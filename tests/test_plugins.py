@@ -262,6 +262,7 @@ def test_a_file_that_was_edited_after_its_import_is_refused(tmp_path):
         'os.getenv("BLOCK")',
         'json.load(open("table.json"))',
         '(pathlib.Path(__file__).parent / "table.json").read_text()',
+        'open("table.json").read()',
     ],
 )
 def test_what_a_build_reads_by_name_from_the_environment_or_from_files_counts(
@@ -275,6 +276,14 @@ def test_what_a_build_reads_by_name_from_the_environment_or_from_files_counts(
         (tmp_path / "table.json").write_text(value)
         found.append(sha(load_file("--opt", tmp_path / "mine.py").build))
     assert found[0] == found[1] != found[2]
+
+
+def test_what_a_build_writes_does_not_count(tmp_path):
+    text = "def build(total_steps):\n    with open('log', 'a') as file:\n        file.write('x')\n"
+    build = load_file("--opt", write(tmp_path, {"mine.py": text})).build
+    before = sha(build)
+    (tmp_path / "log").write_text("x")
+    assert sha(build) == before
 
 
 LAMBDAS = """
