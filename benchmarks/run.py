@@ -26,7 +26,6 @@ from testbed.cli import (
     Parser,
     add_debug_option,
     count,
-    existing_file,
     invocation,
     natural,
     require_writable,
@@ -94,7 +93,7 @@ def parser() -> argparse.ArgumentParser:
         help="a hyperparameter of all optimizers, or of one: OPT.NAME=VALUE",
     )
     p.add_argument(
-        "--init", type=existing_file, metavar="PATH", help="checkpoint (.npz) that students start from"
+        "--init", type=Path, metavar="PATH", help="checkpoint (.npz) that students start from"
     )
     p.add_argument(
         "--fresh-head", action="store_true", help="with --init: but their classifiers start at zero"

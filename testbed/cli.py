@@ -163,14 +163,6 @@ def path(text: str) -> Path:
     return Path(word(text))
 
 
-def existing_file(text: str) -> Path:
-    """The path of a file that can be read to its end: no folder, pipe or device."""
-    found = path(text)
-    if not os.path.isfile(found):
-        raise argparse.ArgumentTypeError(f"{text}: there is no such file")
-    return found
-
-
 def natural(text: str) -> int:
     """A whole number from 0."""
     # Its length first: Python reads no number of thousands of digits.

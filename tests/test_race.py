@@ -213,7 +213,7 @@ def test_interrupted_all_save_and_the_same_command_resumes_and_reports_it(
         ([], "two optimizers or more"),
         (["--opt", "adam"], "two optimizers or more"),
         (["--opt", "adam", "--opt", "shampo"], "did you mean 'shampoo'?"),
-        (["--opt", "adam", "--opt", "no_transformation.py"], "AttributeError"),
+        (["--opt", "adam", "--opt", "no_transformation.py"], "not an optax.GradientT"),
         (["--opt", "adam", "--opt", "adam", "--hp", "adam-3.b1=0"], "not among the optimizers"),
         (["--opt", "adam", "--opt", "sgd", "--hosts", "auto"], "on one machine"),
         (["--opt", "adam", "--opt", "sgd", "--protocol", "fixed"], "did you mean 'fixed_teacher'?"),

@@ -30,6 +30,8 @@ class InitCheckpoint(NamedTuple):
           RequestError: it cannot be read.
         """
         try:
+            if path.exists() and not path.is_file():  # a pipe would be waited for
+                raise RequestError(f"--init {path}: not a file")
             with path.open("rb") as file:
                 sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
