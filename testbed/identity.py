@@ -278,7 +278,10 @@ def _is_value(value: Any) -> bool:
 def _is_in_source(name: str, value: Any, file: str) -> bool:
     """Whether a module sets a name to a literal, once, and it still has that value."""
     literals = _literals(Path(file).read_bytes())
-    return name in literals and repr(literals[name]) == repr(value)
+    if name not in literals:
+        return False
+    one, other = (list(_pieces(v, name, set())) for v in (literals[name], value))
+    return one == other  # also of sets, whose order is another in each process
 
 
 @functools.lru_cache(256)

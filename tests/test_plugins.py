@@ -286,6 +286,18 @@ def test_what_a_build_writes_does_not_count(tmp_path):
     assert sha(build) == before
 
 
+def test_the_order_of_a_set_does_not_count(tmp_path):
+    """In another process it may be another."""
+    text = "SLOTS = {0, 8}\ndef build(total_steps):\n    return SLOTS\n"
+    module = load_file("--opt", write(tmp_path, {"mine.py": text}))
+    before = sha(module.build)
+    module.SLOTS = {8, 0}
+    assert str(module.SLOTS) != "{0, 8}"
+    assert sha(module.build) == before
+    module.SLOTS = {8, 1}
+    assert sha(module.build) != before
+
+
 LAMBDAS = """
 import optax
 a, b = lambda total_steps: optax.sgd(0.1), lambda total_steps: optax.sgd(0.2)
