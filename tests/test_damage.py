@@ -13,12 +13,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
+import optax
 import pytest
 
+from optimizers.spec import Spec
 from testbed import records
 from testbed.errors import Notice, RequestError
 from testbed.records import Record
-from testbed.training import alone, batch, checkpoints, loop
+from testbed.training import alone, batch, checkpoints, compile, groups, loop
 from testbed.training.trial import Trial
 from tests.trials import finish, trial_of, without_times
 
@@ -454,3 +456,40 @@ def test_a_damaged_compilation_cache_is_said_in_one_line(tmp_path, damage):
     said = programs()
     assert said.count("Notice") == said.count("Error reading") == 1
     assert f"compilation cache {tmp_path}: it cannot be used for every program" in said
+
+
+def scaled(total_steps, *, learning_rate=0.1):
+    scale = float(os.environ["_".join(["STEP", "SCALE"])])  # a name that no checksum of source finds
+    return optax.sgd(scale * learning_rate)
+
+
+def in_another_process():
+    """Programs are compiled anew."""
+    for cache in (compile._compiled, compile.build_once, groups._compile):
+        cache.cache_clear()
+
+
+@pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.parametrize("scale", ["1", "2"])
+def test_a_checkpoint_of_another_program_is_not_continued(tiny, tmp_path, monkeypatch, batched, scale):
+    trials = [trial_of(tiny, Spec("scaled", scaled), learning_rate=rate) for rate in (0.1, 0.2)]
+
+    def run():
+        in_another_process()
+        return batch.iterate_batch(trials, tmp_path) if batched else alone.iterate(trials[0], tmp_path)
+
+    monkeypatch.setenv("STEP_SCALE", "1")
+    monkeypatch.setattr(loop, "DISPATCH", 0.0)
+    progress = run()
+    for at in progress:
+        if at.step == 8:
+            break
+    progress.close()
+    monkeypatch.setenv("STEP_SCALE", scale)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        list(run())
+    resumed = {record.end["resumed"] for record in records.read_folder(tmp_path)}
+    assert resumed == ({1} if scale == "1" else {0})
+    found = [str(w.message) for w in said if "another program" in str(w.message)]
+    assert len(found) == (scale != "1")
