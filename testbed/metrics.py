@@ -46,6 +46,7 @@ class Metric(NamedTuple):
 
 METRICS = (
     Metric("kl", "KL", "nats", "min", "log"),
+    Metric("mixed_kl", "KL on mixed views", "nats", "min", "log"),
     Metric("loss", "loss", "", "min", "log"),
     Metric("agreement", "agreement", "", "max", "complement", "disagreement"),
     Metric("accuracy", "accuracy", "", "max", "complement", "error"),

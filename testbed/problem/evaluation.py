@@ -32,6 +32,7 @@ Evaluate = Callable[[Params], dict[str, float]]
 
 SEED = 2**31  # of training lessons that no trial has: trials' seeds are smaller
 LESSONS = 8
+MIXES = 8  # batches that held-out views are mixed in, of each round
 
 
 class Examples(NamedTuple):
@@ -47,6 +48,7 @@ class HeldOut(NamedTuple):
 
     central: Examples
     views: Examples | None  # random views; None: scores are on the central ones only
+    mixed: Examples | None = None  # random views mixed as in lessons; None: nothing is scored on such
 
 
 class EvalData(NamedTuple):
@@ -84,7 +86,27 @@ def make_held_out(
             task.augment(random.key(0), jnp.tile(inputs, tiles)),
             None if labels is None else jnp.tile(labels, (tiles[0], *[1] * (labels.ndim - 1))),
         )
-    return HeldOut(examples(inputs, labels), random_views)
+    mixed = examples(mixed_views(task, random.key(1), inputs), None) if task.mixed_per_input else None
+    return HeldOut(examples(inputs, labels), random_views, mixed)
+
+
+def mixed_views(task: Task, key: Array, inputs: Array) -> Array:
+    """Views under the law of lessons of function matching, of held-out inputs: [n * mixed_per_input, ...].
+
+    Each of the `mixed_per_input` rounds takes all inputs in an order of its own and cuts them into
+    MIXES batches, each mixed by itself: a `mix` may have one strength for a whole batch.
+    """
+    n = inputs.shape[0]
+
+    def mixed(key: Array) -> Array:
+        order_key, *keys = random.split(key, 2 + MIXES)
+        views = inputs[random.permutation(order_key, n)]
+        views = task.augment(keys[0], views) if task.augment else views
+        pairs = zip(keys[1:], jnp.array_split(views, MIXES), strict=True)
+        return jnp.concatenate([task.mix(k, batch) if task.mix else batch for k, batch in pairs])
+
+    rounds = jax.lax.map(mixed, random.split(key, task.mixed_per_input))
+    return rounds.reshape(-1, *rounds.shape[2:])
 
 
 def make_eval_data(
@@ -116,6 +138,7 @@ def names(task: Task, held_out: Mapping[str, HeldOut]) -> list[str]:
         for part, examples in held_out.items()
         for name, score in table_of(task).items()
         if not (score.needs_labels and examples.central.labels is None)
+        and not (score.on == "mixed" and examples.mixed is None)
     ]
 
 
@@ -125,7 +148,8 @@ def evaluate(task: Task, student: Student, params: Params, data: EvalData) -> di
     `train_loss` and `train_kl` are measured on fresh lessons of the trial's own protocol, from training
     inputs: the training loss, and the KL at temperature 1 to the lesson's own teacher.
     `validation_*` and `test_*` are the task's scores of held-out examples: `*_kl` (temperature 1, in
-    nats) and `*_agreement` on views, `*_accuracy` and `*_central_agreement` on the examples themselves.
+    nats) and `*_agreement` on views, `*_accuracy` and `*_central_agreement` on the examples themselves,
+    `*_mixed_kl` on views that are mixed as in lessons.
     """
 
     def on_lesson(lesson: Lesson) -> tuple[Array, Array]:
@@ -140,7 +164,7 @@ def evaluate(task: Task, student: Student, params: Params, data: EvalData) -> di
 
 
 def part_scores(task: Task, student: Student, params: Params, part: HeldOut) -> dict[str, Array]:
-    """Scores [n] of a part's examples, or [n * views] of their views."""
+    """Scores of each example of a part, or of each of its views."""
 
     def on(kind: str, examples: Examples, logits: Array) -> dict[str, Array]:
         outputs = Outputs(examples.inputs, examples.labels, examples.logits, logits)
@@ -149,7 +173,8 @@ def part_scores(task: Task, student: Student, params: Params, part: HeldOut) -> 
     seen = part.views or part.central
     on_views = student(params, seen.inputs)
     on_central = student(params, part.central.inputs) if part.views else on_views
-    return on("views", seen, on_views) | on("central", part.central, on_central)
+    on_mixed = on("mixed", part.mixed, student(params, part.mixed.inputs)) if part.mixed else {}
+    return on("views", seen, on_views) | on("central", part.central, on_central) | on_mixed
 
 
 def compile_whole(task: Task, student: Student, params: Params, data: EvalData) -> Evaluate:

@@ -32,12 +32,13 @@ class Score(NamedTuple):
     """A score of held-out examples.
 
     Attributes:
-      on: "views", the task's random views of examples, or "central": the examples themselves.
+      on: "views", the task's random views of examples; "central": the examples themselves; or "mixed":
+        random views mixed as in lessons, of tasks that have `mixed_per_input`.
       of: distance, outputs -> the scores, [b] or one for each position.
       needs_labels: whether it is left out if data have no labels.
     """
 
-    on: Literal["views", "central"]
+    on: Literal["views", "central", "mixed"]
     of: Callable[[Distance, Outputs], Array]
     needs_labels: bool = False
 
@@ -67,6 +68,7 @@ SCORES: Mapping[str, Score] = MappingProxyType(
         "agreement": Score("views", _agreement),
         "accuracy": Score("central", _accuracy, needs_labels=True),
         "central_agreement": Score("central", _agreement),
+        "mixed_kl": Score("mixed", _kl),
     }
 )
 

@@ -67,6 +67,10 @@ class Task:
         10 measurements, more if it would have more than 100.
       views_per_input: random views of each held-out input in the evaluation; 0: the evaluation uses
         central views only, as in the paper.
+      mixed_per_input: views of each held-out input that are augmented and mixed as lessons are, on which
+        `mixed_kl` is measured; 0: none are.
+      decides: the score of test data that comparisons are made by, such as "kl" or "mixed_kl"; lower is
+        better.
       published: horizon -> temperature and hyperparameters there.
       precision: of activations and convolutions, in networks that have a `dtype`; parameters are
         float32.
@@ -91,6 +95,8 @@ class Task:
     distance: Distance = CATEGORICAL
     measure_every: int = 40
     views_per_input: int = 8
+    mixed_per_input: int = 0
+    decides: str = "kl"
     published: Mapping[str, Published] = dataclasses.field(default_factory=dict)
     precision: str = "float32"
     own_lessons: bool = True
@@ -143,6 +149,8 @@ class Task:
         """SHA-256 of all that determines a trial of this task, except its own choices (seed, …)."""
         plain = ("name", "temperature", "batch_size", "target", "measure_every", "views_per_input")
         values = {name: repr(getattr(self, name)) for name in (*plain, "precision", "own_lessons")}
+        if self.mixed_per_input:
+            values["mixed_per_input"] = repr(self.mixed_per_input)
         if self.published:  # with one temperature for each horizon; the trial's identity has it
             del values["temperature"]
         code = {name: getattr(self, name) for name in ("augment", "mix", "distance", "scores", "source")}
