@@ -83,7 +83,7 @@ def _modified(path: str) -> int:
 
 def _find(opt: str) -> Spec:
     """`registry.find`, but the same each time until its file changes: programs are compiled once."""
-    return _found(opt, _modified(opt))
+    return _found(opt, _modified(registry.split_wrapper(opt)[1]))
 
 
 @functools.cache

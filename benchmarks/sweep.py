@@ -146,12 +146,12 @@ def run_trials(
     # Of all trials, finished or not, so that the batches of a resumed sweep are what they were.
     size = min(args.batch, max(LEAST, math.ceil(len(trials) / engine.at_once)))
     specs = registry.find_all(args.opt)
-    opts = {spec.name: _absolute(opt) for spec, opt in zip(specs, args.opt, strict=True)}
+    opts = {spec.name: absolute(opt) for spec, opt in zip(specs, args.opt, strict=True)}
     names = ("task", "protocol", "horizon", "steps", "lessons_from", "precision", "devices")
     options = {name: getattr(args, name) for name in names}
     # As decided here: a worker's devices may be of another kind than this machine's.
     options["precision"] = trials[0].task.precision
-    options["task"] = _absolute(args.task)
+    options["task"] = absolute(args.task)
     batches = [[trial] for trial in trials] if args.no_batch else sharing_lessons(trials, size)
     jobs = [
         Job(
@@ -365,8 +365,11 @@ def _as_text(values: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {value:.3g}" for name, value in values.items())
 
 
-def _absolute(opt: str) -> str:
-    return str(Path(opt).absolute()) if opt.endswith(".py") or "/" in opt else opt
+def absolute(word: str) -> str:
+    """A task or an optimizer as a process in any folder finds it: the path of a file is absolute."""
+    wrapper, inner = registry.split_wrapper(word)
+    found = str(Path(inner).absolute()) if inner.endswith(".py") or "/" in inner else inner
+    return f"{wrapper}+{found}" if wrapper else found
 
 
 def parser() -> argparse.ArgumentParser:
