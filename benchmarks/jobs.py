@@ -85,9 +85,11 @@ def _request(opt: str, trial: Trial) -> Request:
     return Request(opt, trial.total_steps, trial.seed, chosen(trial.optimizer), trial.lesson_seed)
 
 
-def absolute(name: str) -> str:
-    """A name as any process understands it: the absolute path, if it is a file's."""
-    return str(Path(name).absolute()) if name.endswith(".py") or "/" in name else name
+def absolute(word: str) -> str:
+    """A task or an optimizer as a process in any folder finds it: the path of a file is absolute."""
+    wrapper, inner = registry.split_wrapper(word)
+    found = str(Path(inner).absolute()) if inner.endswith(".py") or "/" in inner else inner
+    return f"{wrapper}+{found}" if wrapper else found
 
 
 def chosen(optimizer: Optimizer) -> dict[str, Any]:
@@ -139,7 +141,7 @@ def _modified(path: str) -> int:
 
 def _find(opt: str) -> Spec:
     """`registry.find`, but the same each time until its file changes: programs are compiled once."""
-    return _found(opt, _modified(opt))
+    return _found(opt, _modified(registry.split_wrapper(opt)[1]))
 
 
 @functools.cache
