@@ -77,11 +77,8 @@ class Curve(NamedTuple):
 
         It counts noise alone, not what a quadratic cannot follow.
         """
-        near = self._near(log_steps)
-        powers = np.vander(self.log_steps[near] - log_steps, 3)
-        weights = np.broadcast_to(self.blocks, self.log_steps.shape)[near]
-        covariance = np.linalg.inv(powers.T @ (weights[:, None] * powers))
-        return spread * math.sqrt(covariance[1, 1])
+        information, _ = self._normal_equations(log_steps)
+        return spread * math.sqrt(np.linalg.inv(information)[1, 1])
 
     def steps_at(self, log_quality: float) -> float | None:
         """Log steps at which the local fit falls through a quality (a log metric).
@@ -118,11 +115,16 @@ class Curve(NamedTuple):
 
     def _fit(self, log_steps: float) -> tuple[float, float, float]:
         """Value, slope and half the second derivative, at a point."""
+        value, slope, bend = np.linalg.solve(*self._normal_equations(log_steps)).tolist()
+        return value, slope, bend
+
+    def _normal_equations(self, log_steps: float) -> tuple[Array, Array]:
+        """Of the local fit's three coefficients, in log steps from the point: [3, 3] and [3]."""
         near = self._near(log_steps)
-        weights = np.sqrt(np.broadcast_to(self.blocks, self.log_steps.shape)[near])
         at = self.log_steps[near] - log_steps
-        bend, slope, value = np.polyfit(at, self.log_metric[near], 2, w=weights)
-        return float(value), float(slope), float(bend)
+        powers = np.stack([np.ones_like(at), at, at**2])
+        weighted = powers * np.broadcast_to(self.blocks, self.log_steps.shape)[near]
+        return weighted @ powers.T, weighted @ self.log_metric[near]
 
 
 def log_times(log_metric: Array, log_steps: float, log_quality: float, exponent: float) -> Array:
@@ -195,7 +197,8 @@ def two_stage(values: ArrayLike, pilot: int, aiming: float = 0.0) -> Ratio:
     mean = float(logs.mean())
     error = math.hypot(float(logs[:pilot].std(ddof=1)) / math.sqrt(n), aiming)
     half = _t(df, (1 + LEVEL) / 2) * error
-    value, low, high = map(float, np.exp([mean, mean - half, mean + half]))
+    with np.errstate(over="ignore"):  # above all that a float holds: not bounded
+        value, low, high = map(float, np.exp([mean, mean - half, mean + half]))
     # Without spread, a mean that is 0 says nothing and any other is certain.
     t = mean / error if error else np.sign(mean) * np.inf if mean else 0.0
     return Ratio(value, low, high, float(special.stdtr(df, t)), n)

@@ -8,10 +8,10 @@ is such that a block's log ratio of steps has a given spread. A pilot of PILOT b
 there are in all, with or without a cap, and `analysis.statistics.crowds.two_stage` gives the interval.
 
 What is known of horizons and exponents when blocks are compared:
-`known`: all, as the rule assumes. `aimed once`: what a ladder of horizons with one block each says, on
-curves that bend; it has errors that no spread of blocks shows. `aimed twice`: the ladder has two rungs
-on either side, the pilot becomes one more, the horizons are aimed anew, and the interval counts the error
-of the exponents. Both with the cap alone.
+`known`: all, as the rule assumes. `aimed once`: what a ladder of horizons with one block each says; it
+has errors that no spread of blocks shows. `aimed twice`: the ladder has two rungs on either side, the
+pilot becomes one more, the horizons are aimed anew, and the interval counts the error of the exponents.
+Both with the cap alone; their curves may bend.
 
 `diverging`: one student in DIVERGES of the first optimizer ends where it began, the others are normal.
 """
@@ -45,7 +45,8 @@ EXPONENT = 0.25  # of both, where it is not: so that their ratio is the same at 
 BENDS = (-0.2, 0.0, 0.2)  # of curves: their exponent is greater by the factor 1 + 2 bend log(T / H)
 DIVERGES, DISTANCE = 200, 30.0  # one in how many; how far away, in standard deviations of the others
 STEP = math.log(2) / 2
-LADDER = STEP * np.arange(-6, 7)  # log steps from H: what may be scouted
+LADDER = STEP * np.arange(-6.0, 7.0)  # log steps from H: what may be scouted
+RUNG = 4  # blocks of each horizon of a ladder that is scouted with more than one
 FIRST = (4, 8)  # rungs of it that are scouted at once: H / 2 to sqrt(2) H
 Array = NDArray[np.float64]
 
@@ -59,6 +60,7 @@ class Case(NamedTuple):
     spread: float  # of a block's log ratio
     ratio: float  # the first optimizer's steps over the second's
     bend: float = 0.0
+    rung: int = 1  # blocks of each horizon of the ladder
 
     @property
     def exponents(self) -> tuple[float, float]:
@@ -97,8 +99,12 @@ def cases() -> Iterator[Case]:
         yield Case("known", noise, 8, spread, ratio)
     for noise, spread, ratio in product(NOISES[1:3], SPREADS, RATIOS):
         yield Case("known", noise, 1, spread, ratio)
-    for plan, bend, spread, ratio in product(("aimed once", "aimed twice"), BENDS, SPREADS, RATIOS):
-        yield Case(plan, "normal", 8, spread, ratio, bend)
+    for spread, ratio in product(SPREADS, RATIOS):
+        yield Case("aimed once", "normal", 8, spread, ratio)
+    for bend, spread, ratio in product(BENDS, SPREADS, RATIOS):
+        yield Case("aimed twice", "normal", 8, spread, ratio, bend)
+    for spread, ratio in product(SPREADS[2:], RATIOS):
+        yield Case("aimed twice", "normal", 8, spread, ratio, BENDS[-1], RUNG)
 
 
 def outcomes(case: Case, experiments: int) -> list[dict[str, object]]:
@@ -111,15 +117,18 @@ def outcomes(case: Case, experiments: int) -> list[dict[str, object]]:
         ("none", str(CAP))[-len(found[0]) :], zip(*found, strict=True), strict=True
     ):
         low, value, high = np.array([(a.low, a.value, a.high) for a in answers]).T
-        logs = np.log(value / case.ratio)
+        logs = np.log(value) - math.log(case.ratio)
+        with np.errstate(divide="ignore"):
+            widths = np.log(high) - np.log(low)
         row = case._asdict() | {
             "cap": name,
             "answered": len(answers) / experiments,
             "covers": float(((low <= case.ratio) & (case.ratio <= high)).mean()),
             "told apart": float(((low > 1) | (high < 1)).mean()),
             "bias": float(logs.mean()),
-            "median error": float(np.median(np.abs(logs))),
-            "median half-width": float(np.median(np.log(high / low))) / 2,
+            "median of errors": float(np.median(logs)),
+            "median absolute error": float(np.median(np.abs(logs))),
+            "median half-width": float(np.median(widths)) / 2,
             "mean blocks": float(np.mean([a.n for a in answers])),
         }
         rows.append(row)
@@ -152,7 +161,7 @@ def scouted(rng: np.random.Generator, case: Case) -> tuple[Ratio, ...]:
     pilot = ends_of(rng, case, at).mean(axis=-1)
     if case.plan == "aimed twice":
         again = [
-            aim(plan.curve.with_rung(plan.log_steps, float(ends.mean()), PILOT), quality)
+            aim(plan.curve.with_rung(plan.log_steps, float(ends.mean()), PILOT), quality) or plan
             for plan, ends in zip(plans, pilot, strict=True)
         ]
         plans = [plan for plan in again if plan]
@@ -174,18 +183,19 @@ def scouted(rng: np.random.Generator, case: Case) -> tuple[Ratio, ...]:
 
 def scout(rng: np.random.Generator, case: Case, optimizer: int, quality: float | None) -> Plan | None:
     """From a ladder that reaches to either side of a quality, or of H where none is given."""
-    means = ends_of(rng, case, np.tile(LADDER, (2, 1)))[optimizer].mean(axis=-1)
+    ends = ends_of(rng, case, np.tile(LADDER, (2, case.rung)))[optimizer].mean(axis=-1)
+    means: Array = ends.reshape(case.rung, -1).mean(axis=0)
     beside = 2 if case.plan == "aimed twice" else 0
     first, last = FIRST
     while first >= 0 and last <= len(LADDER):
-        curve = Curve(LADDER[first:last], means[first:last])
+        curve = Curve(LADDER[first:last], means[first:last], float(case.rung))
         wanted = curve.value_at(0.0) if quality is None else quality
         plan = aim(curve, wanted)
         if plan:
-            lower = np.sum(curve.log_steps < plan.log_steps - STEP / 4) < beside
-            upper = np.sum(curve.log_steps > plan.log_steps + STEP / 4) < beside
+            lower = bool(np.sum(curve.log_steps < plan.log_steps - STEP / 4) < beside)
+            upper = bool(np.sum(curve.log_steps > plan.log_steps + STEP / 4) < beside)
         else:
-            upper = means[last - 1] > wanted
+            upper = bool(means[last - 1] > wanted)
             lower = not upper
         if plan and not lower and not upper:
             return plan
