@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 from jax import random
@@ -37,10 +36,10 @@ from benchmarks.trials import add_task_options, choose_problem, hyperparameters,
 from optimizers import registry
 from testbed import devices, provenance, records
 from testbed.cli import Parser, add_debug_option, count, require_writable
-from testbed.data.arrays import Generated
+from testbed.data.arrays import Generated, Part
 from testbed.errors import RequestError
-from testbed.problem.evaluation import SEED, HeldOut, make_held_out, part_scores
-from testbed.problem.problem import Problem
+from testbed.problem.evaluation import EvalData, evaluate
+from testbed.problem.problem import Problem, open_problem
 from testbed.training.trial import InitCheckpoint, Trial
 
 SETS = 6  # of held-out views, on which students are measured to know what one set adds
@@ -231,24 +230,41 @@ def measured_again(problem: Problem, trials: Grid, out: Path) -> Array:
     students = [InitCheckpoint.read(path).params(shapes) for path in paths]
 
     @jax.jit
-    def score(params: Any, part: HeldOut) -> jax.Array:
-        return jnp.mean(part_scores(task, problem.logits, params, part)[task.decides])
+    def score(params: Any, data: EvalData) -> jax.Array:
+        return evaluate(task, problem.logits, params, data)[f"test_{task.decides}"]
 
     sets = [other_views(problem, number) for number in range(1, SETS + 1)]
-    return np.log([[float(score(params, part)) for part in sets] for params in students])
+    return np.log([[float(score(params, data)) for data in sets] for params in students])
 
 
-def other_views(problem: Problem, number: int) -> HeldOut:
-    """The test part with other views, or other draws of a generator; `number` from 1."""
-    task, data = problem.task, problem.source.data
-    if isinstance(task.source, Generated):
-        source = task.source
-        key = random.fold_in(random.key(SEED), 2**30 + 1 + number)  # after those of validation and test
-        inputs = source.draw(data.generator, key, source.held_out).inputs
+def other_views(problem: Problem, number: int) -> EvalData:
+    """What students are measured on, but with views of its own, or with other draws of a generator.
+
+    As for the problem's own views, but the keys are others and the test examples in another order, so
+    that each of them meets other noise and is mixed with others.
+    """
+    task = problem.task
+
+    def other(function: Any) -> Any:
+        return function and (lambda key, *more: function(random.fold_in(key, number), *more))
+
+    source: Any = task.source
+    if isinstance(source, Generated):
+        draw = source.draw
+        source = source._replace(
+            draw=lambda arrays, key, n: draw(arrays, random.fold_in(key, number), n)
+        )
     else:
-        inputs = jnp.asarray(task.arrays().test.inputs)
-    make = jax.jit(functools.partial(make_held_out, task, number=number))
-    return make(data.teachers, inputs, None)
+        data = task.arrays()
+        order = np.random.default_rng(number).permutation(len(data.test.inputs))
+        shuffled = data._replace(
+            test=Part(*(x if x is None else x[order] for x in data.test)), sha256=""
+        )
+        source = lambda: shuffled  # noqa: E731
+    varied = dataclasses.replace(task, source=source, augment=other(task.augment), mix=other(task.mix))
+    found = open_problem(varied, problem.protocol).eval_data
+    assert found is not None
+    return found
 
 
 def smallest_ratio(noise: float, students: int) -> float:

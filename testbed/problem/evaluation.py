@@ -64,7 +64,7 @@ def eval_key() -> Array:
 
 
 def make_held_out(
-    task: Task, params: tuple[Params, ...], inputs: Array, labels: Array | None, number: int = 0
+    task: Task, params: tuple[Params, ...], inputs: Array, labels: Array | None
 ) -> HeldOut:
     """A held-out part with its fixed views, and the teachers' logits on both.
 
@@ -73,7 +73,6 @@ def make_held_out(
       params: the teachers' weights.
       inputs: [n, ...].
       labels: [n, ...] or None.
-      number: of the set of views; 0 is the one that trials are measured on, others have their own draws.
     """
 
     def examples(inputs: Array, labels: Array | None) -> Examples:
@@ -84,12 +83,10 @@ def make_held_out(
     if task.augment and task.views_per_input:
         tiles = (task.views_per_input, *[1] * (inputs.ndim - 1))
         random_views = examples(
-            task.augment(random.key(2 * number), jnp.tile(inputs, tiles)),
+            task.augment(random.key(0), jnp.tile(inputs, tiles)),
             None if labels is None else jnp.tile(labels, (tiles[0], *[1] * (labels.ndim - 1))),
         )
-    mixed = None
-    if task.mixed_per_input:
-        mixed = examples(mixed_views(task, random.key(2 * number + 1), inputs), None)
+    mixed = examples(mixed_views(task, random.key(1), inputs), None) if task.mixed_per_input else None
     return HeldOut(examples(inputs, labels), random_views, mixed)
 
 
