@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from testbed.start import start
 
 COMMANDS: Mapping[str, str] = {  # subcommand -> its module, which has main()
+    "compare": "benchmarks.compare",
     "run": "benchmarks.run",
     "sweep": "benchmarks.sweep",
     "race": "benchmarks.race",

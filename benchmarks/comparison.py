@@ -1,11 +1,11 @@
 """A comparison at matched quality: in how many steps does each optimizer end where the baseline ends?
 
-    scout -> Plan -> carry_out -> log steps of each optimizer in each block
+    Design -> make_plan (scouts) -> carry_out -> Outcome: log steps of each optimizer in each block
 
 *Scouting* runs each optimizer at a ladder of horizons, and finds the horizon at which it ends at the
-quality that the baseline has at the task's horizon. The *plan* fixes these horizons, the local exponents,
-and how many blocks there may be; from then on everything follows from it. A *block* is one seed of
-lessons with some students of each optimizer, at its own horizon. A pilot of blocks shows their spread,
+quality that the baseline has at the task's horizon. The *plan* fixes these horizons, and how many blocks
+there may be; from then on everything follows from it. A *block* is one seed of lessons with some
+students of each optimizer, at its own horizon. A pilot of blocks shows their spread,
 and so how many are needed (Stein 1945; `analysis.statistics.crowds`). Scouting, the pilot's blocks and
 all others have lessons and students of their own.
 """
@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.statistics import crowds
+from analysis.statistics.ratio import Ratio
 from benchmarks.trials import make_trial
 from optimizers.spec import Spec
 from testbed import records
@@ -120,6 +121,13 @@ class Match:
     ladder: Mapping[int, float]
     diverged: int
 
+    @property
+    def curve(self) -> crowds.Curve:
+        """The ladder, in logarithms."""
+        horizons = sorted(self.ladder)
+        values = np.log([self.ladder[steps] for steps in horizons])
+        return crowds.Curve(np.log(horizons), values)
+
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
@@ -144,7 +152,7 @@ class Plan:
     @property
     def matched(self) -> dict[str, int]:
         """Optimizers of which the horizon is known, and that."""
-        return {name: match.steps for name, match in self.matches.items() if match.steps is not None}
+        return _horizons(self.matches)
 
 
 def scout(design: Design, run: Run, out: Path) -> tuple[float, dict[str, Match]]:
@@ -220,8 +228,7 @@ def _missing(curve: crowds.Curve, rungs: set[int], quality: float) -> set[int]:
 def _match(design: Design, arm: Arm, curve: crowds.Curve, quality: float, out: Path) -> Match:
     horizons = [round(steps) for steps in np.exp(curve.log_steps)]
     ladder = dict(zip(horizons, map(float, np.exp(curve.log_metric)), strict=True))
-    at_horizon = design.trials(arm, design.steps, BLOCKS - 1)
-    diverged = sum(_is_lost(records.read(trial.record_path(out))) for trial in at_horizon)
+    diverged = _count_lost(design.trials(arm, design.steps, BLOCKS - 1), out)
     start = math.log(design.steps)
     at = start if arm.name == design.baseline else curve.steps_at(quality)
     if at is not None and abs(at - start) < NEAR:
@@ -299,13 +306,52 @@ def seconds_of(trials: Sequence[Trial], out: Path, *, whole: bool = False) -> fl
     return float(sum(batches.values()))
 
 
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What a comparison has found.
+
+    Attributes:
+      pilot: blocks, the first of all, that the spread is estimated from.
+      times: name -> log steps that each block needs for the quality, [blocks]; of those matched.
+      aiming: name -> standard error of the mean of these that no block shows: that of the exponent.
+      diverged: name -> students that were lost, in all blocks.
+    """
+
+    pilot: int
+    times: Mapping[str, Array]
+    aiming: Mapping[str, float]
+    diverged: Mapping[str, int]
+
+    @property
+    def blocks(self) -> int:
+        """How many were run."""
+        return len(next(iter(self.times.values())))
+
+    def ratio(self, first: str, second: str) -> Ratio:
+        """Steps that the first needs, as a share of those that the second does."""
+        aiming = math.hypot(self.aiming[first], self.aiming[second])
+        return crowds.two_stage(self.times[first] - self.times[second], self.pilot, aiming)
+
+    def smallest(self, first: str, second: str) -> float:
+        """The smallest ratio that this comparison could have told from 1 (80 % power, 5 %)."""
+        aiming = math.hypot(self.aiming[first], self.aiming[second])
+        spread = float(np.std((self.times[first] - self.times[second])[: self.pilot], ddof=1))
+        error = math.hypot(spread / math.sqrt(self.blocks), aiming)
+        return crowds.smallest_ratio(error, 1, self.pilot - 1)
+
+    def needed(self, first: str, second: str, precision: float) -> int:
+        """Blocks in all that tell a ratio from 1, by Stein's rule."""
+        pilot = (self.times[first] - self.times[second])[: self.pilot]
+        return crowds.blocks_needed(pilot, precision)
+
+
 def carry_out(
     design: Design,
     plan: Plan,
     run: Run,
     out: Path,
     stage: Callable[[str, int], None] = lambda name, blocks: None,
-) -> dict[str, Array]:
+) -> Outcome:
     """Runs the pilot, and then as many blocks as the precision needs and the plan allows.
 
     Args:
@@ -314,9 +360,6 @@ def carry_out(
       run: runs trials.
       out: folder of records.
       stage: called before each stage, with its name and its number of blocks.
-
-    Returns:
-      Name -> log steps that each block needs for the quality, [blocks]; of those that are matched.
     """
 
     def run_blocks(blocks: range) -> None:
@@ -324,32 +367,50 @@ def carry_out(
 
     stage("pilot", plan.pilot)
     run_blocks(range(plan.pilot))
-    times = log_times(design, plan, plan.pilot, out)
-    needed = [
-        crowds.blocks_needed(times[name] - times[design.baseline], plan.precision)
-        for name in times
-        if name != design.baseline
-    ]
+    first = outcome(design, plan, plan.pilot, out)
+    others = [name for name in first.times if name != design.baseline]
+    needed = [first.needed(name, design.baseline, plan.precision) for name in others]
     blocks = min(max([plan.pilot, *needed]), plan.most)
-    if blocks > plan.pilot:
-        stage("main", blocks - plan.pilot)
-        run_blocks(range(plan.pilot, blocks))
-    return log_times(design, plan, blocks, out)
+    if blocks == plan.pilot:
+        return first
+    stage("main", blocks - plan.pilot)
+    run_blocks(range(plan.pilot, blocks))
+    return outcome(design, plan, blocks, out)
 
 
-def log_times(design: Design, plan: Plan, blocks: int, out: Path) -> dict[str, Array]:
-    """Name -> log steps that each of the first blocks needs for the quality, [blocks]."""
-    times = {}
+def outcome(design: Design, plan: Plan, blocks: int, out: Path) -> Outcome:
+    """What the first blocks say, all of which have run."""
+    times, aiming, diverged = {}, {}, {}
     for arm in design.arms:
-        if (steps := plan.matched.get(arm.name)) is not None:
-            ends = [
-                log_ends(design.trials(arm, steps, block), out, design.metric) for block in range(blocks)
-            ]
-            exponent = plan.matches[arm.name].exponent
-            times[arm.name] = crowds.log_times(
-                np.array(ends), math.log(steps), math.log(plan.quality), exponent
-            )
-    return times
+        if (steps := plan.matched.get(arm.name)) is None:
+            continue
+        of_blocks = [design.trials(arm, steps, block) for block in range(blocks)]
+        ends = np.array([log_ends(trials, out, design.metric) for trials in of_blocks])
+        found = _log_times(plan, plan.matches[arm.name], steps, ends)
+        times[arm.name], aiming[arm.name] = found
+        diverged[arm.name] = _count_lost([trial for trials in of_blocks for trial in trials], out)
+    return Outcome(plan.pilot, times, aiming, diverged)
+
+
+def _log_times(plan: Plan, match: Match, steps: int, ends: Array) -> tuple[Array, float]:
+    """Log steps that each block needs, [blocks]; and the error in their mean that is the exponent's.
+
+    The exponent is that of the ladder with the pilot as one more rung, so that its error is small.
+    """
+    at, quality = math.log(steps), math.log(plan.quality)
+    pilot = ends[: plan.pilot].mean(axis=1)
+    curve = match.curve.with_rung(at, float(pilot.mean()), plan.pilot)
+    found = curve.steps_at(quality)
+    there = at if found is None else found
+    exponent = curve.exponent_at(there)
+    exponent = exponent if exponent > 0 else match.exponent
+    times = crowds.log_times(ends, at, quality, exponent)
+    error = curve.exponent_error(there, float(pilot.std(ddof=1)))
+    return times, crowds.aiming_error(times, np.full(len(times), at), exponent, error)
+
+
+def _count_lost(trials: Sequence[Trial], out: Path) -> int:
+    return sum(_is_lost(records.read(trial.record_path(out))) for trial in trials)
 
 
 def log_ends(trials: Sequence[Trial], out: Path, metric: str) -> Array:

@@ -6,16 +6,18 @@ on a seed of their own.
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from scipy.stats import qmc
 
+from benchmarks.trials import make_trial
 from optimizers import registry
 from optimizers.spec import Range, Spec
 from testbed import records
 from testbed.errors import RequestError
+from testbed.problem.problem import Problem
 from testbed.training.trial import Trial
 
 TUNING_SEED = 2**31 - 1  # no `--seeds N` comes near it
@@ -94,3 +96,83 @@ def beyond(search: Range, edge: str) -> Range:
         return Range(low / width, low) if edge == "lowest" else Range(high, high * width)
     width = (high - low) / 2
     return Range(low - width, low, log) if edge == "lowest" else Range(high, high + width, log)
+
+
+class Tuned(TypedDict):
+    """What tuning found for one optimizer."""
+
+    points: int
+    best: dict[str, float]
+    edges: dict[str, str]  # hyperparameter -> lowest or highest, where the best is that of all tried
+
+
+def tune(
+    problem: Problem,
+    steps: int,
+    specs: Sequence[Spec],
+    given: Mapping[str, Mapping[str, Any]],
+    count: int,
+    extend: bool,
+    run: Callable[[Sequence[Trial], Path], None],
+    out: Path,
+) -> dict[str, Tuned]:
+    """The best of equally many points of each optimizer, on validation data.
+
+    Args:
+      problem: what is learned.
+      steps: the horizon.
+      specs: the optimizers.
+      given: name -> hyperparameters that are not searched.
+      count: points of each.
+      extend: whether as many are tried again: beyond the edges on which the best lie, and inside the
+        space of the others.
+      run: runs trials.
+      out: folder of records.
+    """
+    spaces = [_searched(spec, given[spec.name]) for spec in specs]
+    tried: dict[str, list[Mapping[str, Any]]] = {spec.name: [*points(spec, count)] for spec in spaces}
+
+    def best_of() -> dict[str, Tuned]:
+        trials = {spec.name: _trials(problem, spec, steps, given, tried[spec.name]) for spec in specs}
+        run([trial for of_spec in trials.values() for trial in of_spec], out)
+        return {name: _found(of_spec, tried[name], out) for name, of_spec in trials.items()}
+
+    found = best_of()
+    if not extend:
+        return found
+    for spec in spaces:
+        ranges = {name: beyond(spec.space[name], e) for name, e in found[spec.name]["edges"].items()}
+        ranges = {name: r for name, r in ranges.items() if _is_allowed(spec, name, r)}
+        wider = dataclasses.replace(spec, space={**spec.space, **ranges})
+        tried[spec.name] += points(wider, count) if ranges else points(spec, 2 * count)[count:]
+    return best_of()
+
+
+def _searched(spec: Spec, given: Mapping[str, Any]) -> Spec:
+    """The optimizer, without what is given in its space."""
+    spec = with_space(spec)
+    space = {name: search for name, search in spec.space.items() if name not in given}
+    if not space:
+        raise RequestError(f"--hp: nothing is left to search of {spec.name}; pass --no-tune")
+    return dataclasses.replace(spec, space=space)
+
+
+def _is_allowed(spec: Spec, name: str, search: Range) -> bool:
+    limits = spec.bounds.get(name)
+    return limits is None or (limits.low <= search.low and search.high < limits.high)
+
+
+def _trials(
+    problem: Problem,
+    spec: Spec,
+    steps: int,
+    given: Mapping[str, Mapping[str, Any]],
+    tried: Sequence[Mapping[str, Any]],
+) -> list[Trial]:
+    own = given[spec.name]
+    return [make_trial(problem, spec, steps, TUNING_SEED, {**own, **point}) for point in tried]
+
+
+def _found(trials: Sequence[Trial], tried: Sequence[Mapping[str, Any]], out: Path) -> Tuned:
+    best = dict(tried[trials.index(ranked(trials, out)[0])])
+    return Tuned(points=len(tried), best=best, edges=on_edge(best, tried))

@@ -29,6 +29,10 @@ class Interrupted(Exception):  # noqa: N818 (not an error)
     """The user, or the machine's scheduler, asked the command to end."""
 
 
+class Unmet(Exception):  # noqa: N818 (not an error)
+    """All went well, but not as the command line required: exit status 1."""
+
+
 class Shown(Exception):  # noqa: N818 (not an error)
     """The parser has shown what was asked for, such as the help."""
 
@@ -64,6 +68,8 @@ def _ending(error: BaseException) -> tuple[int, str]:
         return 2, str(error)
     if isinstance(error, Interrupted | KeyboardInterrupt):
         return 130, f"interrupted{f': {error}' if str(error) else ''}"
+    if isinstance(error, Unmet):
+        return 1, str(error)
     if isinstance(error, SystemExit):  # no command of ours ends so
         return 1, f"failed: something that it runs called sys.exit({error.code!r})"
     return 1, f"failed: {describe(error)}"

@@ -1,0 +1,231 @@
+"""The answer of a comparison: a sentence for each pair, and verdict.json.
+
+`docs/verdict.schema.json` is the schema of the file, which other programs may rely on.
+"""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+from analysis.statistics.ratio import Ratio
+from benchmarks.comparison import Design, Outcome, Plan
+from testbed import plugins, provenance
+from testbed.cli import command_line
+from testbed.training.optimizer import from_spec
+
+SCHEMA = 1
+FAR = 0.15  # in log steps: from where students ran to where they end at the quality
+Answer = Literal["faster", "slower", "no difference", "undecided"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """The answer about two optimizers.
+
+    Attributes:
+      first: name; the ratio is of its steps.
+      second: name.
+      ratio: steps that the first needs, as a share of those that the second does.
+      students: of each.
+      smallest: the smallest ratio that could have been told from 1 (80 % power, 5 %); NaN: unknown.
+      answer: about the first.
+      more_students: of each, that would tell `would_tell` from 1; 0: none are needed.
+      more_minutes: what they would take.
+      would_tell: a ratio.
+    """
+
+    first: str
+    second: str
+    ratio: Ratio
+    students: int
+    smallest: float
+    answer: Answer
+    more_students: int = 0
+    more_minutes: float = 0.0
+    would_tell: float = math.nan
+
+    def sentence(self, metric: str, quality: float) -> str:
+        """The answer in words."""
+        where = f"at matched quality ({metric} {quality:.3g})"
+        count = f"{self.students} students each"
+        interval = f"{self.ratio.value:.3f} [{self.ratio.low:.3f}, {self.ratio.high:.3f}]"
+        could = f"{count}, which could have told {self.smallest:.3f} from 1"
+        if self.ratio.bound:
+            verb = "does not end" if self.answer == "slower" else "ends below that"
+            return (
+                f"{self.first} needs {self.ratio.bound} {self.ratio.value:.2f} of {self.second}'s steps "
+                f"{where}: it {verb} at the last horizon of the ladder: {self.answer}"
+            )
+        if self.answer in ("faster", "slower"):
+            return (
+                f"{self.first} needs {interval} of {self.second}'s steps {where}; {could}: {self.answer}"
+            )
+        if self.answer == "no difference":
+            largest = max(self.ratio.high - 1, 1 - self.ratio.low)
+            return (
+                f"{self.first} and {self.second}: no difference larger than {largest:.1%} "
+                f"({interval} of the steps {where}; {could})"
+            )
+        more = (
+            f"; {self.more_students} students more of each, about {self.more_minutes:.1f} minutes, would "
+            f"tell {self.would_tell:.3f}"
+        )
+        return (
+            f"{self.first} and {self.second}: undecided: {interval} of the steps {where}; {could}{more}"
+        )
+
+
+def pairs(design: Design, plan: Plan, outcome: Outcome) -> Iterator[Pair]:
+    """Every pair of optimizers; the baseline is second where it is one of them."""
+    names = [arm.name for arm in design.arms if arm.name != design.baseline]
+    for first, second in itertools.combinations([*names, design.baseline], 2):
+        if first in outcome.times and second in outcome.times:
+            yield _measured(design, plan, outcome, first, second)
+        elif second in outcome.times:
+            yield _bounded(design, plan, first, second)
+
+
+def _measured(design: Design, plan: Plan, outcome: Outcome, first: str, second: str) -> Pair:
+    ratio, precision = outcome.ratio(first, second), plan.precision
+    answer: Answer = "undecided"
+    if not ratio.low <= 1 <= ratio.high:
+        answer = "faster" if ratio.value < 1 else "slower"
+    elif 1 / precision <= ratio.low and ratio.high <= precision:
+        answer = "no difference"
+    students = outcome.blocks * design.students
+    pair = Pair(first, second, ratio, students, outcome.smallest(first, second), answer)
+    if answer != "undecided":
+        return pair
+    tells = precision
+    if outcome.needed(first, second, precision) <= outcome.blocks:  # and yet it is too near to 1
+        tells = 1 + max(0.001, abs(math.log(ratio.value)))
+    blocks = max(1, outcome.needed(first, second, tells) - outcome.blocks)
+    return dataclasses.replace(
+        pair,
+        more_students=blocks * design.students,
+        more_minutes=blocks * plan.block_seconds / 60,
+        would_tell=tells,
+    )
+
+
+def _bounded(design: Design, plan: Plan, first: str, second: str) -> Pair:
+    """Where the first has no horizon on its ladder."""
+    match = plan.matches[first]
+    value, inf = match.limit / (plan.matched[second]), math.inf
+    low, high = (value, inf) if match.bound == "at least" else (0.0, value)
+    answer: Answer = "slower" if match.bound == "at least" else "faster"
+    ratio = Ratio(value, low, high, math.nan, 1, match.bound)
+    return Pair(first, second, ratio, design.students, math.nan, answer)
+
+
+def warnings(
+    design: Design, plan: Plan, outcome: Outcome, tuned: Mapping[str, Mapping[str, Any]], asked: int
+) -> Iterator[str]:
+    """What a reader should know before believing the answer.
+
+    Args:
+      design: of the comparison.
+      plan: of the comparison.
+      outcome: of the comparison.
+      tuned: name -> what tuning found; empty where nothing was tuned.
+      asked: how often this comparison was asked for, with other precisions or minutes.
+    """
+    if asked > 1:
+        yield (
+            f"This comparison was asked for {asked} times, with other precisions or minutes: whoever "
+            "stops at the answer that pleases has wider intervals than these; --plan fixes it beforehand."
+        )
+    for name, found in tuned.items():
+        for hyperparameter, edge in found.get("edges", {}).items():
+            yield (
+                f"{name}: its best {hyperparameter} is the {edge} that was tried "
+                f"({found['best'][hyperparameter]:.3g}); --extend searches beyond."
+            )
+    for name, match in plan.matches.items():
+        if lost := outcome.diverged.get(name, 0) or match.diverged:
+            yield f"{name}: {lost} students diverged; the interval is not made for such outliers."
+        if match.steps is None:
+            yield f"{name}: no horizon of its ladder ends at this quality; its ratio is a bound."
+    for name, times in outcome.times.items():
+        if abs(off := float(times.mean()) - math.log(plan.matched[name])) > FAR:
+            yield (
+                f"{name}: students ran {math.exp(-off):.2f} times as long as they needed for this "
+                "quality; the ratio rests on the local exponent."
+            )
+
+
+def document(
+    design: Design,
+    plan: Plan,
+    outcome: Outcome,
+    tuned: Mapping[str, Mapping[str, Any]],
+    asked: int,
+    minutes: float,
+) -> dict[str, Any]:
+    """The content of verdict.json."""
+    answers = [*pairs(design, plan, outcome)]
+    return {
+        "schema": SCHEMA,
+        "task": design.problem.task.name,
+        "protocol": design.problem.protocol,
+        "metric": design.metric,
+        "quality": plan.quality,
+        "baseline": design.baseline,
+        "steps": design.steps,
+        "seed": design.seed,
+        "students_per_block": design.students,
+        "blocks": {"pilot": plan.pilot, "run": outcome.blocks, "allowed": plan.most},
+        "budget": {"precision": plan.precision, "minutes": minutes, "asked": asked},
+        "optimizers": [_optimizer(design, plan, outcome, tuned, i) for i in range(len(design.arms))],
+        "pairs": [_pair(pair, design, plan) for pair in answers],
+        "warnings": [*warnings(design, plan, outcome, tuned, asked)],
+        "versions": provenance.versions(),
+        "device": provenance.device(),
+        "git": provenance.git(),
+        "command": command_line(),
+    }
+
+
+def _optimizer(
+    design: Design, plan: Plan, outcome: Outcome, tuned: Mapping[str, Mapping[str, Any]], i: int
+) -> dict[str, Any]:
+    arm = design.arms[i]
+    match, times = plan.matches[arm.name], outcome.times.get(arm.name)
+    optimizer = from_spec(arm.spec, arm.hyperparameters)
+    return {
+        "name": arm.name,
+        "opt": arm.opt,
+        "sha256": optimizer.sha256,
+        "hyperparameters": plugins.as_json(optimizer.hyperparameters),
+        "tuned": dict(tuned[arm.name]) if arm.name in tuned else None,
+        "horizon": match.steps,
+        "exponent": match.exponent,
+        "steps_to_quality": None if times is None else math.exp(float(times.mean())),
+        "ladder": [{"steps": steps, "metric": match.ladder[steps]} for steps in sorted(match.ladder)],
+        "diverged": outcome.diverged.get(arm.name, match.diverged),
+    }
+
+
+def _pair(pair: Pair, design: Design, plan: Plan) -> dict[str, Any]:
+    ratio = pair.ratio
+    return {
+        "first": pair.first,
+        "second": pair.second,
+        "ratio": ratio.value,
+        "low": ratio.low,
+        "high": _finite(ratio.high),
+        "bound": ratio.bound,
+        "p_slower": _finite(ratio.p_above_1),
+        "students": pair.students,
+        "smallest": _finite(pair.smallest),
+        "answer": pair.answer,
+        "more_students": pair.more_students,
+        "more_minutes": pair.more_minutes,
+        "sentence": pair.sentence(design.metric, plan.quality),
+    }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
