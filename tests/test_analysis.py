@@ -177,7 +177,7 @@ def test_a_diverged_trial_counts_as_no_better_than_untrained(tmp_path):
     found = matched_quality.matched_quality(ends, "adam").set_index("horizon")
     assert set(found["n"]) == {5}, "no seed was dropped"
     steps = ends.set_index(["optimizer", "seed", "total_steps"])
-    assert steps.loc[("bad", 0, 400), ["status", "final_kl"]].tolist() == ["diverged", 2]
+    assert steps.loc[("bad", 0, 400), ["status", "final"]].tolist() == ["diverged", 2]
     assert found.loc[100, "bound"] == "at least", "at 100 steps it is better than adam is"
     assert found.loc[400, "bound"] == "at most", "and never as good as adam at 400"
 
