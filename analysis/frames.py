@@ -14,8 +14,8 @@ from testbed import metrics, records
 from testbed.metrics import Metric
 from testbed.records import ReadError, Record
 
-# What makes two trials the same but for the seeds of first weights and of lessons. Where students have
-# lessons of their own they are not those that share some: sweeps tune on the ones and end with the others.
+# What makes two trials the same but for the seeds of first weights and of lessons. Students that have
+# lessons of their own and those that share some are apart: sweeps tune with the former only.
 CONFIGURATION = [
     "task",
     "task_fingerprint",
@@ -88,7 +88,8 @@ def load(folder: str | Path) -> tuple[pd.DataFrame, list[ReadError]]:
     version, where there are several), optimizer_name, version (a piece of its checksum, or nothing),
     optimizer_sha256, hyperparameters (JSON text), start (what students started from, where
     it is a checkpoint), sharing ("own" lessons, or "shared"), lessons (their seed, where it is not the
-    trial's: students that share it are a crowd), seed, total_steps, batch_size, timed (it was alone, and its process was not stopped as it trained: its seconds compare),
+    trial's: students that share it are a crowd), seed, total_steps, batch_size, timed (it was alone, and
+    its process was not stopped as it trained: its seconds compare),
     host, commit, status ("unfinished" without an end), target_metric, target_value,
     target_mode, decides (the metric whose value at the horizon's end compares optimizers, lower is
     better); label (a short name of the configuration); step, epoch, train_seconds (NaN where
@@ -166,7 +167,7 @@ def _fault(record: Record) -> str | None:
 
 
 def _decides(record: Record, measured: pd.DataFrame) -> tuple[str, list[ReadError]]:
-    """The metric that compares optimizers at the end, and what is wrong with the one that a header names."""
+    """The metric that compares optimizers at the end; what is wrong with the one in the header."""
     named = record.header.get("decides", DECIDES)
     of_header = record.header.get("metrics", {})
     declared = {} if metrics.check(of_header) else of_header
@@ -285,11 +286,14 @@ def _frame(runs: pd.DataFrame, scores: Sequence[pd.DataFrame]) -> pd.DataFrame:
 
 
 def _without_copies(runs: pd.DataFrame) -> tuple[pd.DataFrame, list[ReadError]]:
-    """Of each run, and of each student of a configuration, one record: an ended one, then the longest."""
+    """Of each run, and each student of a configuration, one record: an ended one, then the longest."""
     order = runs.assign(ended=runs["status"] != "unfinished")
     order = order.sort_values(["ended", "measurements"], ascending=False, kind="stable")
     errors = []
-    for columns, what in ((["run_id"], "run"), ([*CONFIGURATION, "lessons", "seed"], "configuration and seed")):
+    for columns, what in (
+        (["run_id"], "run"),
+        ([*CONFIGURATION, "lessons", "seed"], "configuration and seed"),
+    ):
         used = order.groupby(columns, sort=False)["record"].transform("first")
         for record, first in zip(order["record"], used, strict=True):
             if record != first:

@@ -13,7 +13,18 @@ from testbed.cli import serve
 TARGET = {"metric": "validation_kl", "value": 0.5, "mode": "min"}
 
 
-def write(folder, optimizer, seed, curve, steps=100, status="finished", protocol="p", source="s", **hp):
+def write(
+    folder,
+    optimizer,
+    seed,
+    curve,
+    steps=100,
+    status="finished",
+    protocol="p",
+    source="s",
+    lessons=None,
+    **hp,
+):
     """A record whose KLs are `curve`, at even steps; accuracies fall and rise with them."""
     identity = {
         "task": "t",
@@ -25,6 +36,7 @@ def write(folder, optimizer, seed, curve, steps=100, status="finished", protocol
         "seed": seed,
         "total_steps": steps,
     }
+    identity |= {} if lessons is None else {"lesson_seed": lessons}
     run_id = records.run_id(identity)
     path = folder / "t" / optimizer / f"{run_id}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from analysis import frames
 from analysis.statistics import ratio, survival
 from analysis.statistics.designs import design, lessons_of
 from analysis.statistics.ratio import FEWEST
@@ -13,7 +14,7 @@ from analysis.statistics.summary import estimate
 from analysis.statistics.trials import GROUP, LOST, best_per_optimizer, deciding, merge_versions
 
 COLUMNS = ["task", "protocol", "optimizer", "label", "over", "horizon", "needed", *ratio.COLUMNS]
-COLUMNS += ["paired", "unit", "students", "students_over", "metric"]
+COLUMNS += ["paired", "unit", "students", "students_over", "decides"]
 TINY = 1e-12  # a metric of zero has no logarithm
 ROUNDING = 1e-9  # of steps
 
@@ -54,7 +55,7 @@ def matched_quality(ends: pd.DataFrame, baseline: str) -> pd.DataFrame:
             for horizon, base in bases:
                 row = _matched(other, base, int(str(horizon)))
                 if row.get("n"):
-                    rows.append(who | row | {"metric": group["decides"].iloc[0]})
+                    rows.append(who | row | {"decides": group["decides"].iloc[0]})
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -72,7 +73,7 @@ def _matched(other: pd.DataFrame, base: pd.DataFrame, horizon: int) -> dict[str,
     near = other[other["total_steps"].isin(_around(other["total_steps"].unique(), needed))]
     parts = [base, *(own for _, own in near.groupby("total_steps"))]
     crowded = any(part["of"].duplicated().any() for part in parts)
-    fewest = min(parts, key=lambda part: len(_independent(part)))
+    fewest = min(parts, key=lambda part: len(independent(part)))
     unit = "lesson seeds" if shared or fewest["of"].nunique() >= FEWEST else "students"
     how = {"paired": bool(shared), "unit": unit if crowded else "seeds"}
     how |= {"students": len(near), "students_over": len(base)}
@@ -108,13 +109,13 @@ def _paired(other: pd.DataFrame, base: pd.DataFrame, horizon: int) -> ratio.Rati
 
 
 def _unpaired(other: pd.DataFrame, base: pd.DataFrame, horizon: int) -> ratio.Ratio:
-    cells = {int(str(steps)): _independent(own) for steps, own in other.groupby("total_steps")}
+    cells = {int(str(steps)): independent(own) for steps, own in other.groupby("total_steps")}
     steps = np.log(np.array([*cells], float))
-    return ratio.between_horizons(_independent(base), [*cells.values()], np.log(horizon), steps)
+    return ratio.between_horizons(independent(base), [*cells.values()], np.log(horizon), steps)
 
 
-def _independent(trials: pd.DataFrame) -> NDArray[np.float64]:
-    """Log metrics of crowds, where there are at least three, else of students."""
+def independent(trials: pd.DataFrame) -> NDArray[np.float64]:
+    """Means of y over crowds (of), where there are at least three, else y of each student."""
     means = trials.groupby("of")["y"].mean()
     return (means if len(means) >= FEWEST else trials["y"]).to_numpy(float)
 
@@ -122,7 +123,7 @@ def _independent(trials: pd.DataFrame) -> NDArray[np.float64]:
 def finals(ends: pd.DataFrame) -> pd.DataFrame:
     """The deciding metric at the end of each optimizer's best configuration, per group.
 
-    Columns: those of GROUP, optimizer, label, metric (the column's name), median, low, high, n.
+    Columns: those of GROUP, optimizer, label, decides (the metric), median, low, high, n.
     """
     measured = ends["final"].notna().groupby(ends["task"]).transform("any")
     best = merge_versions(best_per_optimizer(ends[measured & (ends["status"] != "unfinished")]))
@@ -130,8 +131,8 @@ def finals(ends: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for key, own in values.groupby([best[name] for name in [*GROUP, "optimizer", "decides"]]):
         median = estimate(own)
-        named = dict(zip([*GROUP, "optimizer", "metric"], key, strict=True)) | {"label": key[-2]}
+        named = dict(zip([*GROUP, "optimizer", "decides"], key, strict=True)) | {"label": key[-2]}
         if median.n < survival.FEWEST:
             median = median._replace(low=np.nan, high=np.nan)
         rows.append(named | median._asdict())
-    return pd.DataFrame(rows)
+    return frames.with_metrics(pd.DataFrame(rows), ends)

@@ -10,7 +10,8 @@ Where none is censored this is Student's interval on the logarithms of the ratio
 as often as it says for five pairs too; a percentile bootstrap of five does not (`python
 benchmarks/results/coverage.py`). Times are known to a measurement: how far that may move the ratio,
 either way, widens the interval in quadrature. Students that share lessons are exchangeable: what is
-compared is then the mean of each crowd, cut for all of its students alike. Test inversion: Cox and Hinkley 1974, section 7.2;
+compared is then the mean of each crowd, cut for all of its students alike.
+Test inversion: Cox and Hinkley 1974, section 7.2;
 cutting both sides, as in rank tests for accelerated failure times: Louis 1981, Biometrika 68:381.
 """
 
@@ -235,7 +236,7 @@ def between_horizons(base: Array, others: Sequence[Array], log_horizon: float, s
     used = np.abs(weights(np.log(np.array([found.value])))[0]) > 1e-9
     n = int(counts[used].min(initial=counts[-1]))
     found = found._replace(n=n)
-    return found if n >= FEWEST else Ratio(found.value, *[np.nan] * 3, n, found.bound)
+    return found if n >= FEWEST else Ratio(found.value, np.nan, np.nan, np.nan, n, found.bound)
 
 
 def _logs(times: Times) -> tuple[Array, Array]:
@@ -290,6 +291,12 @@ def _one_sample(
     error = np.sqrt(squares.sum(axis=1) / np.maximum(n - 1, 1) / np.maximum(n, 1))
     share = n / informative.shape[1]  # of all pairs, the mean is that of straight lines
     return mean * share, np.where(n < FEWEST, np.inf, error * share), np.maximum(n - 1.0, 1.0)
+
+
+def welch(one: Array, other: Array) -> tuple[float, float, float]:
+    """The difference of two means, its standard error (infinite for fewer than three), and its df."""
+    difference, error, df = _two_samples(one[None], other[None])
+    return float(difference[0]), float(error[0]), float(df[0])
 
 
 def _two_samples(x: Array, y: Array) -> tuple[Array, Array, Array]:

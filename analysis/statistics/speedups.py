@@ -22,7 +22,8 @@ def speedups(ends: pd.DataFrame, baseline: str) -> pd.DataFrame:
     its 95 % interval (statistics/ratio.py: misses are censored, not dropped), the confidence that it is
     above 1, the smallest ratio that would have been told from 1, wins: on how many pairs it was first (a
     tie is half), and how many trials were at the target. Unit and paired: as in `designs.design`;
-    students, students_over: how many trials of each are compared. Groups in which targets differ are left out.
+    students, students_over: how many trials of each are compared. Groups in which targets differ are
+    left out.
     """
     rows = []
     baselines = resolve_baseline(ends, baseline)
@@ -71,11 +72,13 @@ def _speedup(base: pd.DataFrame, other: pd.DataFrame) -> dict[str, object]:
 
 def _times(side: pd.DataFrame, *, alone: bool) -> ratio.Times:
     """Of trials, with the crowds that they are of, or each alone."""
-    columns = side[["reached", "watched", "cadence"]].to_numpy(float).T
-    return ratio.Times(*columns, lessons=None if alone else side["of"].to_numpy(str))
+    reached, watched, cadence = side[["reached", "watched", "cadence"]].to_numpy(float).T
+    return ratio.Times(reached, watched, cadence, None if alone else side["of"].to_numpy(str))
 
 
 def _wins(base: pd.DataFrame, other: pd.DataFrame) -> float:
     """On how many pairs one was at the target before the other, by medians; a tie is half."""
-    theirs, mine = (side["reached"].fillna(np.inf).groupby(side["of"]).median() for side in (base, other))
+    theirs, mine = (
+        side["reached"].fillna(np.inf).groupby(side["of"]).median() for side in (base, other)
+    )
     return float((mine < theirs).sum() + (mine == theirs).sum() / 2)
