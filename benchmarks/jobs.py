@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import functools
+import math
 import sys
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import suppress
@@ -16,14 +17,17 @@ from benchmarks.runner import interrupts, pause
 from benchmarks.trials import choose_problem, make_trial
 from optimizers import registry
 from optimizers.spec import Spec
-from testbed import compilation_cache, devices, records
-from testbed.cli import Interrupted
+from testbed import compilation_cache, devices, plugins, records
+from testbed.cli import Interrupted, command_line
 from testbed.problem.problem import Problem
 from testbed.records import is_finished
 from testbed.training.alone import iterate
 from testbed.training.batch import iterate_batch, sharing_lessons
 from testbed.training.groups import TooLarge
+from testbed.training.optimizer import Optimizer
 from testbed.training.trial import Trial
+
+LEAST = 8  # trials of a batch, however many workers there are: fewer save little
 
 
 class Request(NamedTuple):
@@ -45,6 +49,60 @@ class Job:
     out: str  # folder of records, absolute
     command: str  # for headers
     batched: bool
+
+
+def make_jobs(args: argparse.Namespace, trials: Sequence[Trial], out: Path, at_once: int) -> list[Job]:
+    """Trials as jobs: in batches of trials that share their lessons, or alone.
+
+    Args:
+      args: the options of `add_task_options`, and `opt`, `batch`, `no_batch`.
+      trials: all of them, finished or not, so that the batches of a resumed command are what they were.
+      out: folder of records.
+      at_once: how many jobs run at a time.
+    """
+    size = min(args.batch, max(LEAST, math.ceil(len(trials) / at_once)))
+    specs = registry.find_all(args.opt)
+    opts = {spec.name: absolute(opt) for spec, opt in zip(specs, args.opt, strict=True)}
+    names = ("task", "protocol", "horizon", "steps", "lessons_from", "precision", "devices")
+    options = {name: getattr(args, name) for name in names}
+    # As decided here: a worker's devices may be of another kind than this machine's.
+    options["precision"] = trials[0].task.precision
+    options["task"] = absolute(args.task)
+    batches = [[trial] for trial in trials] if args.no_batch else sharing_lessons(trials, size)
+    return [
+        Job(
+            task=options | {"hosts": None, "processes": None, "process": None},
+            requests=tuple(_request(opts[trial.optimizer.name], trial) for trial in batch),
+            out=str(out.absolute()),
+            command=command_line(),
+            batched=not args.no_batch,
+        )
+        for batch in batches
+    ]
+
+
+def _request(opt: str, trial: Trial) -> Request:
+    return Request(opt, trial.total_steps, trial.seed, chosen(trial.optimizer), trial.lesson_seed)
+
+
+def absolute(word: str) -> str:
+    """A task or an optimizer as a process in any folder finds it: the path of a file is absolute."""
+    wrapper, inner = registry.split_wrapper(word)
+    found = str(Path(inner).absolute()) if inner.endswith(".py") or "/" in inner else inner
+    return f"{wrapper}+{found}" if wrapper else found
+
+
+def chosen(optimizer: Optimizer) -> dict[str, Any]:
+    """The hyperparameters that are not the defaults: numbers, which any process can read.
+
+    A default may be of a type that is defined in a user's file.
+    """
+    defaults = plugins.defaults(optimizer.build)
+    return {
+        name: value
+        for name, value in optimizer.hyperparameters.items()
+        if name not in defaults or value is not defaults[name]
+    }
 
 
 def make_trials(job: Job) -> list[Trial]:
@@ -83,7 +141,7 @@ def _modified(path: str) -> int:
 
 def _find(opt: str) -> Spec:
     """`registry.find`, but the same each time until its file changes: programs are compiled once."""
-    return _found(opt, _modified(opt))
+    return _found(opt, _modified(registry.split_wrapper(opt)[1]))
 
 
 @functools.cache

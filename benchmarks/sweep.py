@@ -23,22 +23,20 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from scipy.stats import qmc
-
 from analysis import frames
 from analysis.statistics import summary
 from analysis.statistics.trials import trials as ends_of
 from benchmarks import engines, loggers
-from benchmarks.jobs import Job, Request
+from benchmarks.jobs import make_jobs
 from benchmarks.runner import print_table
+from benchmarks.search import TUNING_SEED, final_score, points, ranked
 from benchmarks.trials import add_task_options, choose_problem, make_trial
 from optimizers import registry
-from optimizers.spec import Range, Spec
-from testbed import devices, plugins, records
+from optimizers.spec import Spec
+from testbed import devices, records
 from testbed.cli import (
     Parser,
     add_debug_option,
-    command_line,
     count,
     invocation,
     positive,
@@ -46,14 +44,10 @@ from testbed.cli import (
 )
 from testbed.errors import RequestError
 from testbed.problem.problem import Problem
-from testbed.training.batch import sharing_lessons
-from testbed.training.optimizer import Optimizer
 from testbed.training.trial import Trial
 
-TUNING_SEED = 2**31 - 1  # no `--seeds N` comes near it, nor
-FINAL_LESSONS = 2**31 - 2  # this one, of the lessons that final students share
+FINAL_LESSONS = 2**31 - 2  # of the lessons that final students share; no `--seeds N` comes near it
 KEPT, RUNGS = 3, 2  # halving: a third goes on; two shorter horizons before the whole one
-LEAST = 8  # trials of a batch, however many workers there are: fewer save little
 LONGER = 3  # ruleset self: times the steps of a tuned trial, as in AlgoPerf's first edition (v0.5)
 
 
@@ -104,7 +98,7 @@ def main() -> None:
     log = loggers.choose(args.log, args.out)
 
     def run(trials: Sequence[Trial], out: Path) -> None:
-        run_trials(args, engine, trials, out)
+        engine.run(make_jobs(args, trials, out, engine.at_once))
         log.send([trial.record_path(out) for trial in trials])
 
     {"tune": tune, "external": external, "self": self_tuned}[args.ruleset](field, args, run)
@@ -137,55 +131,6 @@ def refuse(field: Field, args: argparse.Namespace) -> None:
     one = field.trial(field.specs[0], 0, {})
     for folder in ("tuning", "final") if tuned else (args.ruleset,):
         require_this_version(one, args.out / folder)
-
-
-def run_trials(
-    args: argparse.Namespace, engine: engines.Engine, trials: Sequence[Trial], out: Path
-) -> None:
-    """Runs the unfinished trials, by an engine: in batches of trials that share their lessons."""
-    # Of all trials, finished or not, so that the batches of a resumed sweep are what they were.
-    size = min(args.batch, max(LEAST, math.ceil(len(trials) / engine.at_once)))
-    specs = registry.find_all(args.opt)
-    opts = {spec.name: _absolute(opt) for spec, opt in zip(specs, args.opt, strict=True)}
-    names = ("task", "protocol", "horizon", "steps", "lessons_from", "precision", "devices")
-    options = {name: getattr(args, name) for name in names}
-    # As decided here: a worker's devices may be of another kind than this machine's.
-    options["precision"] = trials[0].task.precision
-    options["task"] = _absolute(args.task)
-    batches = [[trial] for trial in trials] if args.no_batch else sharing_lessons(trials, size)
-    jobs = [
-        Job(
-            task=options | {"hosts": None, "processes": None, "process": None},
-            requests=tuple(
-                Request(
-                    opts[trial.optimizer.name],
-                    trial.total_steps,
-                    trial.seed,
-                    chosen(trial.optimizer),
-                    trial.lesson_seed,
-                )
-                for trial in batch
-            ),
-            out=str(out.absolute()),
-            command=command_line(),
-            batched=not args.no_batch,
-        )
-        for batch in batches
-    ]
-    engine.run(jobs)
-
-
-def chosen(optimizer: Optimizer) -> dict[str, Any]:
-    """The hyperparameters that are not the defaults: numbers, which any process can read.
-
-    A default may be of a type that is defined in a user's file.
-    """
-    defaults = plugins.defaults(optimizer.build)
-    return {
-        name: value
-        for name, value in optimizer.hyperparameters.items()
-        if name not in defaults or value is not defaults[name]
-    }
 
 
 def tune(field: Field, args: argparse.Namespace, run: Run) -> None:
@@ -305,43 +250,6 @@ def print_studies(chosen: Mapping[str, Sequence[Trial]], out: Path, how: str) ->
         print(f"{name}: median of {len(steps)} studies ({how}): {typical}; reached in {reached}")
 
 
-def points(spec: Spec, count: int) -> list[Mapping[str, Any]]:
-    """Points of the search space, rounded to three digits: the first `count` of the sequence.
-
-    Raises:
-      RequestError: the optimizer has no search space.
-    """
-    if not spec.space:
-        raise RequestError(f"--opt {spec.name}: it has no search space; give it one in SPEC.space")
-    cube = qmc.Halton(len(spec.space), scramble=True, rng=0).random(count)
-    return [
-        {name: _within(search, u) for (name, search), u in zip(spec.space.items(), row, strict=True)}
-        for row in cube.tolist()
-    ]
-
-
-def _within(search: Range, u: float) -> float:
-    low, high = (
-        (math.log(search.low), math.log(search.high)) if search.log else (search.low, search.high)
-    )
-    value = low + u * (high - low)
-    return float(f"{math.exp(value) if search.log else value:.3g}")
-
-
-def ranked(trials: Sequence[Trial], out: Path) -> list[Trial]:
-    """Trials by how they ended on validation data, the best first."""
-    return sorted(trials, key=lambda trial: final_score(trial, out))
-
-
-def final_score(trial: Trial, out: Path) -> float:
-    """The validation metric of the target at the end of a trial, better when lower; inf: diverged."""
-    record = records.read(trial.record_path(out))
-    value = record.measurements[-1][trial.task.target.metric]
-    if record.end is None or record.end["status"] != "finished" or value is None:
-        return math.inf
-    return value if trial.task.target.mode == "min" else -value
-
-
 def steps_to_target(trial: Trial, out: Path) -> tuple[float, float]:
     """Steps to the target, inf where it is not reached; then, to choose among those, `final_score`."""
     record = records.read(trial.record_path(out))
@@ -363,10 +271,6 @@ def require_this_version(trial: Trial, out: Path) -> None:
 
 def _as_text(values: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {value:.3g}" for name, value in values.items())
-
-
-def _absolute(opt: str) -> str:
-    return str(Path(opt).absolute()) if opt.endswith(".py") or "/" in opt else opt
 
 
 def parser() -> argparse.ArgumentParser:

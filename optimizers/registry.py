@@ -1,7 +1,8 @@
 """From the word after `--opt` to an optimizer.
 
 A registered name (`shampoo`), a file with `build` (`my_optimizer.py`), whatever optax exports
-(`optax.lion`, `optax.contrib.prodigy`), or whatever Python can import (`package.module:function`).
+(`optax.lion`, `optax.contrib.prodigy`), or whatever Python can import (`package.module:function`);
+each of them in a wrapper, too (`slowed-1.05+adam`).
 """
 
 import dataclasses
@@ -22,12 +23,14 @@ import optax.contrib
 import optimizers
 from optimizers import hyperparameters
 from optimizers.spec import SHARED, Bounds, Spec
+from optimizers.wrappers import slowed
 from testbed import plugins, process
 from testbed.errors import RequestError, check_name, describe, printable, refusing
 from testbed.identity import source_sha256
 
 FOLDER = Path(optimizers.__path__[0])
 PLACES = {"optax": optax, "optax.contrib": optax.contrib}
+WRAPPERS: Mapping[str, Callable[[Spec, str], Spec]] = {"slowed": slowed.wrap}  # Spec, what follows "-"
 ALL = {"learning_rate": SHARED["learning_rate"]}  # bounds of all optimizers: a rate is never negative
 
 
@@ -50,6 +53,12 @@ def find(opt: str) -> Spec:
     """
     if opt in registered():
         return registered()[opt]
+    wrapper, inner = split_wrapper(opt)
+    if wrapper:
+        name, _, argument = wrapper.partition("-")
+        spec = find(inner)
+        with refusing(f"--opt {opt}"):
+            return WRAPPERS[name](spec, argument)
     if opt.endswith(".py") or "/" in opt:
         return _from_file(opt)
     if ":" in opt:
@@ -63,6 +72,12 @@ def find(opt: str) -> Spec:
         f"--opt {opt}: unknown; did you mean {near[0]!r}? Choices: {', '.join(registered())}; or a file "
         "(my_optimizer.py), optax.NAME, package.module:function"
     )
+
+
+def split_wrapper(opt: str) -> tuple[str, str]:
+    """The wrapper and what it wraps: "slowed-1.05", "adam" of "slowed-1.05+adam"; "": there is none."""
+    wrapper, plus, inner = opt.partition("+")
+    return (wrapper, inner) if plus and wrapper.partition("-")[0] in WRAPPERS else ("", opt)
 
 
 def find_all(opts: Sequence[str]) -> list[Spec]:

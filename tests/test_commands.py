@@ -19,7 +19,7 @@ import pytest
 
 import testbed.tasks
 from analysis.statistics import summary
-from benchmarks import make_teacher, overhead, prepare, race, run, study, sweep, throughput
+from benchmarks import make_teacher, overhead, prepare, race, run, search, study, sweep, throughput
 from optimizers import registry
 from testbed import records, teachers
 from testbed.problem import problem
@@ -251,7 +251,7 @@ def test_the_best_of_a_study_is_the_first_at_the_target(tiny, tmp_path):
         records.append(path, {"kind": "header", "schema": records.SCHEMA}, *rows, end, at=0)
     order = sorted([*trials[2:], *trials[:2]], key=lambda trial: sweep.steps_to_target(trial, tmp_path))
     assert order == trials
-    assert sweep.ranked(trials, tmp_path) == [trials[i] for i in (1, 2, 0, 3)]
+    assert search.ranked(trials, tmp_path) == [trials[i] for i in (1, 2, 0, 3)]
 
 
 @pytest.mark.parametrize(
@@ -306,9 +306,9 @@ def test_records_of_another_version_of_the_task_are_not_mixed_with(command, tiny
 
 def test_search_points_fill_the_space_and_are_the_same_each_time():
     spec = registry.find("adam")
-    points = sweep.points(spec, 64)
-    assert points == sweep.points(spec, 64)
-    assert points[:5] == sweep.points(spec, 5)
+    points = search.points(spec, 64)
+    assert points == search.points(spec, 64)
+    assert points[:5] == search.points(spec, 5)
     for name, search in spec.space.items():
         values = [point[name] for point in points]
         assert search.low <= min(values) < search.low * 1.3

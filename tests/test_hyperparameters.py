@@ -17,7 +17,7 @@ import optax.contrib
 import pytest
 
 from analysis import frames
-from benchmarks import run, sweep
+from benchmarks import jobs, run
 from optimizers import hyperparameters, registry
 from optimizers.spec import Bounds, Spec
 from testbed import RequestError, Trial, open_problem, plugins, records
@@ -363,5 +363,5 @@ def test_a_hyperparameter_that_cannot_be_recorded_is_refused(tiny):
 
 def test_a_sweep_sends_its_workers_what_differs_from_the_defaults(files):
     spec = registry.find(write(files, HEAD + DEFAULTS + f"SPEC = Spec('mine', build, {SPACE})\n"))
-    assert sweep.chosen(from_spec(spec, {"learning_rate": 0.05})) == {"learning_rate": 0.05}
-    assert sweep.chosen(from_spec(spec)) == {}
+    assert jobs.chosen(from_spec(spec, {"learning_rate": 0.05})) == {"learning_rate": 0.05}
+    assert jobs.chosen(from_spec(spec)) == {}

@@ -91,7 +91,7 @@ def make_held_out(
 
 
 def mixed_views(task: Task, key: Array, inputs: Array) -> Array:
-    """Views under the law of lessons of function matching, of held-out inputs: [n * mixed_per_input, ...].
+    """Views under the law of lessons of function matching: [n, ...] -> [n * mixed_per_input, ...].
 
     Each of the `mixed_per_input` rounds takes all inputs in an order of its own and cuts them into
     MIXES batches, each mixed by itself: a `mix` may have one strength for a whole batch.

@@ -157,6 +157,7 @@ def header_row(
         **identity,
         "batch_size": task.batch_size,
         "target": task.target._asdict(),
+        "decides": f"test_{task.decides}",
         **({"metrics": metrics} if metrics else {}),
         "timed": batch is None,
         **({"batch": dict(batch)} if batch else {}),
