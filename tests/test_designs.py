@@ -106,15 +106,15 @@ def test_at_the_others_horizon_the_test_of_independent_crowds_is_welchs():
     assert rejected(2.0) == (welch < 0.05)
 
 
-def test_the_smallest_ratio_is_told_from_1_in_four_of_five():
+def test_the_smallest_detectable_ratio_is_detected_in_four_of_five():
     rng, n, sd = np.random.default_rng(4), 8, 0.1
-    smallest = ratio.smallest_told(sd / np.sqrt(n), n - 1)
+    smallest = ratio.smallest_detectable(sd / np.sqrt(n), n - 1)
     logs = rng.normal(np.log(smallest), sd, (20_000, n))
-    told = stats.ttest_1samp(logs, 0, axis=1).pvalue < 0.05
-    assert 0.78 < told.mean() < 0.82
+    detected = stats.ttest_1samp(logs, 0, axis=1).pvalue < 0.05
+    assert 0.78 < detected.mean() < 0.82
     found = ratio.geometric_mean(np.exp(logs[0]))
     error = logs[0].std(ddof=1) / np.sqrt(n)
-    assert found.smallest == pytest.approx(ratio.smallest_told(error, n - 1))
+    assert found.smallest == pytest.approx(ratio.smallest_detectable(error, n - 1))
     base, other = Times(np.full(n, 1e3), np.full(n, 1e9)), Times(1e3 / np.exp(logs[0]), np.full(n, 1e9))
     assert ratio.paired(base, other).smallest == pytest.approx(found.smallest, rel=1e-6)
     assert ratio.paired(base, other).inverse().smallest == ratio.paired(base, other).smallest
@@ -214,7 +214,7 @@ def test_matched_quality_of_horizons_with_other_lessons_is_of_independent_crowds
     first = next(headlines.headlines(best, speedups.speedups(ends_of(tmp_path), "adam"), table))
     assert first.startswith("half needs 0.5")
     assert "of adam's steps at matched quality (adam's test KL at the end of 800 steps), n = 7" in first
-    assert "on could be told from 1; P(faster) > 0.999" in first
+    assert "; smallest detectable ratio 1.0" in first
 
 
 def test_unshared_seeds_have_a_matched_quality_too(tmp_path):
@@ -311,6 +311,6 @@ def test_tables_name_students_only_where_there_are_crowds(tmp_path):
     own, crowds = (
         tables.readable(speedups.speedups(ends_of(tmp_path / x), "adam")) for x in ("own", "crowd")
     )
-    assert "smallest told from 1" in own
+    assert "smallest detectable" in own
     assert "students" not in own
     assert {"students", "baseline students"} <= {*crowds}

@@ -78,7 +78,7 @@ def _confidence(row: pd.Series) -> str:
         return "no interval"
     smallest = row["smallest"]
     digits = ".3f" if smallest < 1.1 else ".2f" if smallest < 10 else ".3g"
-    seen = "" if np.isnan(smallest) else f"ratios from {smallest:{digits}} on could be told from 1; "
+    seen = "" if np.isnan(smallest) else f"smallest detectable ratio {smallest:{digits}}; "
     return f"{seen}P(faster) {_probability(row['p_faster'])}"
 
 

@@ -37,7 +37,7 @@ SPEEDUPS = (
     "that a t-test of log times does not reject, both sides cut at the time they were watched for, so "
     "that misses count without a time being made up for them; it allows for what may have happened "
     "since the measurement before (analysis/statistics/ratio.py). P(faster) is one minus the one-sided "
-    "p-value; smallest told from 1: the ratio that such a test sees with a probability of 80 %; "
+    "p-value; smallest detectable: the ratio above 1 that such a test detects with a power of 80 %; "
     "wins: on how many seeds it reached the target first. Of 20 intervals of equal optimizers, one "
     "excludes 1 by chance."
 )
@@ -61,9 +61,9 @@ MATCHED = (
     "at the ends of whole schedules, interpolated between horizons linearly in log steps and log "
     "metric; the interval is what a t-test of log metrics does not reject (Fieller). The test is of "
     "pairs where both share seeds, or lesson seeds, at all horizons, else Welch's of independent "
-    "students, or of means over at least three lesson seeds. Smallest told from 1: the ratio that it "
-    "sees with a probability of 80 %. The sense of 'Shampoo in 1200 epochs what Adam has in 4800' of "
-    "Beyer et al. 2021. Each optimizer with its best configuration at each horizon."
+    "students, or of means over at least three lesson seeds. Smallest detectable: the ratio above "
+    "1 that it detects with a power of 80 %. The sense of 'Shampoo in 1200 epochs what Adam has in "
+    "4800' of Beyer et al. 2021. Each optimizer with its best configuration at each horizon."
 )
 PROFILE = (
     "rho(tau): the share of workloads in which an optimizer needs at most tau times the steps of the "

@@ -40,7 +40,7 @@ TITLES = {
     "p_reached": "P(reached)",
     "learning_rate": "best learning rate",
     "at_edge": "at the edge",
-    "smallest": "smallest told from 1",
+    "smallest": "smallest detectable",
     "students_over": "baseline students",
     "decides": "metric at the end",
 }

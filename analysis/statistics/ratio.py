@@ -28,7 +28,7 @@ Array = NDArray[np.float64]
 Test = Callable[[Array], tuple[Array, Array, Array]]
 
 LEVEL = 0.95
-POWER = 0.8  # with which the smallest ratio is told from 1
+POWER = 0.8  # with which the smallest ratio is detected
 NEAR = 0.05  # of a log ratio: over which the slope of a mean difference is taken
 GRID = 512
 ROUNDING = 1e-12
@@ -55,7 +55,7 @@ class Ratio(NamedTuple):
     `bound` is "at least" or "at most" where only that can be said of the value itself: beyond it,
     nothing that was watched would differ. `p_above_1` is the confidence that the ratio is above 1 (one
     minus the one-sided p-value of the test of 1). `smallest` is the smallest ratio above 1 that would
-    have been told from 1 with a probability of 80 % (and so would 1 / smallest); NaN where the value is
+    have been detected with a power of 80 % (and so would 1 / smallest); NaN where the value is
     only a bound. For fewer than three pairs, low, high, p_above_1 and smallest are NaN.
     """
 
@@ -99,7 +99,7 @@ class Ratio(NamedTuple):
         return Ratio(value, low, high, 1 - self.p_above_1, self.n, bound, self.smallest)
 
 
-def smallest_told(error: float, df: float) -> float:
+def smallest_detectable(error: float, df: float) -> float:
     """The smallest ratio above 1 that a t-test of log ratios at 5 % tells from 1 with POWER.
 
     Args:
@@ -188,7 +188,7 @@ def geometric_mean(ratios: ArrayLike) -> Ratio:
 
     mean, half = logs.mean(), special.stdtrit(n - 1, (1 + LEVEL) / 2) * error
     value, low, high = map(float, np.exp([mean, mean - half, mean + half]))
-    return Ratio(value, low, high, _confidence(test), n, smallest=smallest_told(error, n - 1))
+    return Ratio(value, low, high, _confidence(test), n, smallest=smallest_detectable(error, n - 1))
 
 
 def where_zero(differences: Callable[[Array], Array], knots: Array, n: int) -> Ratio:
@@ -346,12 +346,12 @@ def _invert(test: Test, knots: Array, n: int, beyond: float = 1.0) -> Ratio:
 
 
 def _smallest(test: Test, log_value: float, knots: Array) -> float:
-    """`smallest_told` of a ratio: the error of the difference, over the slope with which it grows."""
+    """`smallest_detectable`: the error is that of the difference, over the slope with which it grows."""
     near = np.clip(log_value + np.array([-NEAR, 0.0, NEAR]), knots[0], knots[-1])
     mean, error, df = test(near)
     slope = (mean[2] - mean[0]) / (near[2] - near[0])
     known = slope > 0 and np.isfinite(error[1])
-    return smallest_told(float(error[1] / slope), float(df[1])) if known else np.nan
+    return smallest_detectable(float(error[1] / slope), float(df[1])) if known else np.nan
 
 
 def _zero(knots: Array, means: Array) -> tuple[float, str]:

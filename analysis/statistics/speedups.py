@@ -20,7 +20,7 @@ def speedups(ends: pd.DataFrame, baseline: str) -> pd.DataFrame:
 
     One row per configuration and axis (steps, seconds where timed): the ratio baseline's / its, with
     its 95 % interval (statistics/ratio.py: misses are censored, not dropped), the confidence that it is
-    above 1, the smallest ratio that would have been told from 1, wins: on how many pairs it was first (a
+    above 1, the smallest detectable ratio, wins: on how many pairs it was first (a
     tie is half), and how many trials were at the target. Unit and paired: as in `designs.design`;
     students, students_over: how many trials of each are compared. Groups in which targets differ are
     left out.
