@@ -87,8 +87,8 @@ def load(folder: str | Path) -> tuple[pd.DataFrame, list[ReadError]]:
     fingerprint where there are several of that name), task_fingerprint, protocol, optimizer (with its
     version, where there are several), optimizer_name, version (a piece of its checksum, or nothing),
     optimizer_sha256, hyperparameters (JSON text), start (what students started from, where
-    it is a checkpoint), sharing ("own" lessons, or "shared"), lessons (their seed, where it is not the
-    trial's: students that share it are a crowd), seed, total_steps, batch_size, timed (it was alone, and
+    it is a checkpoint), sharing ("own" lessons, or "shared"), lessons (their seed, of those that
+    share some: they are a crowd), seed, total_steps, batch_size, timed (it was alone, and
     its process was not stopped as it trained: its seconds compare),
     host, commit, status ("unfinished" without an end), target_metric, target_value,
     target_mode, decides (the metric whose value at the horizon's end compares optimizers, lower is
@@ -130,7 +130,7 @@ def read(folder: str | Path) -> Folder:
         scores.append(measured)
     if not rows:
         return Folder(pd.DataFrame(), pd.DataFrame(), errors)
-    runs, copies = _without_copies(_with_versions(pd.DataFrame(rows)))
+    runs, copies = _without_copies(_with_versions(_with_crowds(pd.DataFrame(rows))))
     runs = runs.assign(label=labels(runs))
     frame = _frame(runs, [scores[i] for i in runs.index])
     frame.attrs |= {DECLARED: declared} if declared else {}
@@ -319,7 +319,6 @@ def _run(record: Record) -> dict[str, Any]:
         "timed": header.get("timed", True) is True and not paused,
         "hyperparameters": json.dumps(header["hyperparameters"], sort_keys=True),
         "start": _start(_part(header, "init")),
-        "sharing": "own" if header.get("lesson_seed") is None else "shared",
         "lessons": _text(header.get("lesson_seed")),
         "host": _text(device.get("host")),
         "commit": _text(git.get("commit")),
@@ -393,6 +392,20 @@ def _differences(configurations: Sequence[str]) -> dict[str, str]:
     return {
         text: " ".join(f"{name}={value}" for name, value in of.items()) for text, of in shown.items()
     }
+
+
+def _with_crowds(runs: pd.DataFrame) -> pd.DataFrame:
+    """Runs with `sharing`; a student of a crowd may be the one whose own seed is that of its lessons.
+
+    Its header names no seed of lessons, as it is the trial that has these in any case.
+    """
+    same = [name for name in CONFIGURATION if name != "sharing"]
+    crowds = {*runs.loc[runs["lessons"] != "", [*same, "lessons"]].itertuples(index=False, name=None)}
+    seeds = runs["seed"].astype(str)
+    own = runs[same].assign(lessons=seeds).itertuples(index=False, name=None)
+    in_crowd = np.array([key in crowds for key in own], bool)
+    lessons = runs["lessons"].mask(in_crowd & (runs["lessons"] == ""), seeds)
+    return runs.assign(lessons=lessons, sharing=np.where(lessons == "", "own", "shared"))
 
 
 def _with_versions(runs: pd.DataFrame) -> pd.DataFrame:

@@ -168,6 +168,15 @@ def test_students_that_share_lessons_are_apart_from_those_that_were_tuned_on_the
     assert set(frames.load(tmp_path)[0]["label"]) == {"adam lessons=own", "adam lessons=shared"}
 
 
+def test_a_student_whose_seed_is_that_of_its_lessons_is_one_of_the_crowd(tmp_path):
+    for seed in range(3):
+        for lessons in range(3):
+            write(tmp_path, "adam", seed, SLOW, lessons=None if lessons == seed else lessons)
+    runs = frames.read(tmp_path).runs
+    assert set(runs["label"]) == {"adam"}
+    assert runs.groupby("lessons").size().to_dict() == {"0": 3, "1": 3, "2": 3}
+
+
 def horizons(folder, seed, lessons=None, noise=0.05):
     """KL = c / steps, of which adam's c is twice the other's."""
     rng = np.random.default_rng([seed, lessons or 0])
