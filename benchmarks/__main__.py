@@ -13,6 +13,7 @@ COMMANDS: Mapping[str, str] = {  # subcommand -> its module, which has main()
     "sweep": "benchmarks.sweep",
     "race": "benchmarks.race",
     "report": "analysis.report",
+    "resolution": "benchmarks.resolution",
     "study": "benchmarks.study",
     "prepare": "benchmarks.prepare",
     "throughput": "benchmarks.throughput",

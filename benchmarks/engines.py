@@ -24,7 +24,7 @@ from benchmarks.runner import interrupts
 from testbed import devices, errors, records
 from testbed.cli import Interrupted
 from testbed.errors import RequestError, describe
-from testbed.records import is_finished
+from testbed.training.alone import is_done
 
 CODE = Path(__file__).parents[1]  # from where this code is imported: a clone, or an installation
 DEATHS = 3  # of a job's workers, until the job is given up
@@ -93,6 +93,10 @@ class Planned(NamedTuple):
     job: Job
     paths: tuple[Path, ...]
     deaths: int = 0  # of workers that ran it
+
+    def is_done(self, path: Path) -> bool:
+        """Whether the trial of a record is, with all that the job asks for."""
+        return is_done(path, self.job.save_params)
 
 
 class Worker(Protocol):
@@ -192,7 +196,7 @@ def _unfinished(planned: Sequence[Planned]) -> list[Planned]:
     return [
         plan
         for plan in planned
-        if devices.any_host(devices.is_first() and not all(map(is_finished, plan.paths)))
+        if devices.any_host(devices.is_first() and not all(map(plan.is_done, plan.paths)))
     ]
 
 
@@ -205,10 +209,10 @@ def _next(left: Sequence[Planned]) -> Planned:
 
 def _check(planned: Sequence[Planned]) -> None:
     """Raises RuntimeError where workers have made other records than the jobs' trials."""
-    left = [path for plan in _unfinished(planned) for path in plan.paths]
-    if missing := [path for path in left if not is_finished(path)]:
+    left = [path for plan in _unfinished(planned) for path in plan.paths if not plan.is_done(path)]
+    if left:
         raise RuntimeError(
-            f"there is no finished record {missing[0]}: workers must see the same --out and the same "
+            f"there is no finished record {left[0]}: workers must see the same --out and the same "
             "version of FunMatch, and optimizers must not be edited meanwhile"
         )
 

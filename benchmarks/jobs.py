@@ -20,8 +20,7 @@ from optimizers.spec import Spec
 from testbed import compilation_cache, devices, plugins, records
 from testbed.cli import Interrupted, command_line
 from testbed.problem.problem import Problem
-from testbed.records import is_finished
-from testbed.training.alone import iterate
+from testbed.training.alone import is_done, iterate
 from testbed.training.batch import iterate_batch, sharing_lessons
 from testbed.training.groups import TooLarge
 from testbed.training.optimizer import Optimizer
@@ -49,6 +48,7 @@ class Job:
     out: str  # folder of records, absolute
     command: str  # for headers
     batched: bool
+    save_params: bool = False  # whether parameters are written beside records
 
 
 def make_jobs(args: argparse.Namespace, trials: Sequence[Trial], out: Path, at_once: int) -> list[Job]:
@@ -165,43 +165,45 @@ def run_job(job: Job, progress: Callable[[], None] = lambda: None) -> None:
     out, left = Path(job.out), make_trials(job)
     with interrupts() as interrupted:
         while left:
-            for at in (steps := (_in_batches if job.batched else _in_turn)(left, out, job.command)):
+            run = _in_batches if job.batched else _in_turn
+            for at in (steps := run(left, out, command=job.command, save_params=job.save_params)):
                 del at
                 progress()
                 if devices.any_host(interrupted()):
                     steps.close()
                     raise Interrupted("the same command resumes it")
-            left = [trial for trial in left if not _is_finished(trial, out)]
+            left = [trial for trial in left if not _is_done(trial, job)]
             progress()
             if left and not pause(interrupted):
                 raise Interrupted("the same command resumes it")
 
 
-def _is_finished(trial: Trial, out: Path) -> bool:
+def _is_done(trial: Trial, job: Job) -> bool:
     """Whether it is, as the host that writes sees it."""
-    return devices.any_host(devices.is_first() and is_finished(trial.record_path(out)))
+    path = trial.record_path(Path(job.out))
+    return devices.any_host(devices.is_first() and is_done(path, job.save_params))
 
 
-def _in_turn(trials: Sequence[Trial], out: Path, command: str) -> Generator[Any]:
+def _in_turn(trials: Sequence[Trial], out: Path, **options: Any) -> Generator[Any]:
     """Trials alone, one after the other, but for those that another process runs."""
     for trial in trials:
         # Of several hosts, the others have given up.
         with suppress(*([records.Busy] if jax.process_count() == 1 else [])):
-            yield from iterate(trial, out, command=command)
+            yield from iterate(trial, out, **options)
 
 
-def _in_batches(trials: Sequence[Trial], out: Path, command: str) -> Generator[Any]:
+def _in_batches(trials: Sequence[Trial], out: Path, **options: Any) -> Generator[Any]:
     """Trials in batches, as large as the memory allows."""
     size = len(trials)
     waiting = sharing_lessons(trials, size)
     while waiting:
         batch = waiting.pop(0)
         try:
-            yield from iterate_batch(batch, out, command=command)
+            yield from iterate_batch(batch, out, **options)
         except TooLarge as error:
             tqdm.write(str(error), file=sys.stderr)
             if not error.fits:
-                yield from _in_turn(batch, out, command)
+                yield from _in_turn(batch, out, **options)
                 continue
             size = min(size, error.fits)
             waiting = sharing_lessons([t for b in [batch, *waiting] for t in b], size)

@@ -20,7 +20,7 @@ from optimizers import registry
 from optimizers.spec import Spec
 from testbed import devices, records
 from testbed.training import batch, groups, loop
-from testbed.training.trial import Trial
+from testbed.training.trial import InitCheckpoint, Trial
 from tests.trials import TIMES, finish, trial_of
 
 SCORES = ("train_kl", "validation_kl", "test_kl")
@@ -166,6 +166,81 @@ def test_an_interrupted_batch_ends_like_an_uninterrupted_one(tiny, tmp_path, mon
     assert not list(out.rglob("*.checkpoint"))
 
 
+def test_a_batch_saves_the_parameters_that_it_evaluates(tiny, tmp_path):
+    """Averages, of schedule_free; each in its own file, with the record's end after it."""
+    trials = [trial_of(tiny, opt, seed=0) for opt in ("adam", "schedule_free", "sgd_line_search")]
+    found = finish_batch(trials, tmp_path / "kept", save_params=True)
+    for trial, record in zip(trials, found, strict=True):
+        shapes = jax.eval_shape(trial.problem.init, jax.random.key(0))
+        params = InitCheckpoint.read(record.path.with_suffix(".npz")).params(shapes)
+        scores = trial.problem.evaluate(params)
+        for score in SCORES:
+            np.testing.assert_allclose(scores[score], record.measurements[-1][score], rtol=1e-5)
+    plain = finish_batch(trials, tmp_path / "plain")
+    assert [rows(r) for r in found] == [rows(r) for r in plain]
+    assert not list((tmp_path / "plain").rglob("*.npz"))
+
+
+def test_a_finished_batch_without_parameters_is_run_again_for_them(tiny, tmp_path):
+    trials = [trial_of(tiny, learning_rate=r) for r in (0.01, 0.02, 0.03)]
+    before = [rows(r) for r in finish_batch(trials, tmp_path)]
+    after = finish_batch(trials, tmp_path, save_params=True)
+    files = [r.path.with_suffix(".npz") for r in after]
+    assert [rows(r) for r in after] == before
+    contents = [file.read_bytes() for file in files]
+    files[1].unlink()
+    records_before = [r.path.read_bytes() for r in after]
+    again = finish_batch(trials, tmp_path, save_params=True)
+    assert again[1].header["batch"]["size"] == 1, "the others are done"
+    assert [again[i].path.read_bytes() for i in (0, 2)] == [records_before[i] for i in (0, 2)]
+    assert [files[i].read_bytes() for i in (0, 2)] == [contents[i] for i in (0, 2)]
+    assert files[1].exists()
+
+
+def test_an_interrupted_batch_saves_the_same_parameters(tiny, tmp_path, monkeypatch):
+    trials = [trial_of(tiny, "schedule_free", learning_rate=r) for r in (0.01, 0.1)]
+    whole = finish_batch(trials, tmp_path / "whole", save_params=True)
+    monkeypatch.setattr(loop, "DISPATCH", 0.0)
+    out = tmp_path / "parts"
+    progress = batch.iterate_batch(trials, out, save_params=True)
+    for _ in range(9):
+        next(progress)
+    progress.close()
+    assert not list(out.rglob("*.npz"))
+    for one, other in zip(finish_batch(trials, out, save_params=True), whole, strict=True):
+        assert one.end["resumed"] == 1
+        kept, expected = (np.load(r.path.with_suffix(".npz")) for r in (one, other))
+        assert all(np.array_equal(kept[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("asked_at_first", [False, True])
+def test_a_batch_that_is_killed_as_it_ends_gets_all_parameters(tiny, tmp_path, asked_at_first):
+    """After the first record's end; whether or not parameters were asked for until then."""
+
+    class Killed(BaseException):
+        pass
+
+    trials = [trial_of(tiny, learning_rate=r) for r in (0.01, 0.02, 0.03)]
+    append = batch.RecordWriters.append
+
+    def killed(self, i, *found):
+        append(self, i, *found)
+        if found[-1]["kind"] == "end":
+            raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batch.RecordWriters, "append", killed)
+        with pytest.raises(Killed):
+            finish_batch(trials, tmp_path, save_params=asked_at_first)
+    found = finish_batch(trials, tmp_path, save_params=True)
+    assert all(r.path.with_suffix(".npz").exists() for r in found)
+    assert [(r.end["status"], r.end["step"]) for r in found] == [("finished", 40)] * 3
+    assert sorted(r.end["resumed"] for r in found) == ([0, 1, 1] if asked_at_first else [1, 1, 1])
+    whole = finish_batch(trials, tmp_path / "whole")
+    assert [rows(r) for r in found] == [rows(r) for r in whole]
+    assert not list(tmp_path.rglob("*.checkpoint"))
+
+
 def test_a_checkpoint_is_not_used_on_records_that_others_wrote(tiny, tmp_path):
     trials = [trial_of(tiny, learning_rate=r) for r in (0.01, 0.1)]
     whole = finish_batch(trials, tmp_path / "whole")
@@ -246,7 +321,7 @@ def test_batches_are_halved_until_they_fit(tiny, tmp_path, monkeypatch, capsys):
     _, lessons = groups.compile_lessons(trial_of(tiny).problem, 4)
     found, _ = groups.compile_groups(trials[:3], lessons)
     monkeypatch.setattr(devices, "memory_for_batches", lambda: sum(groups.needs(found, lessons)))
-    for _ in jobs._in_batches(trials, tmp_path, ""):
+    for _ in jobs._in_batches(trials, tmp_path):
         pass
     sizes = [records.read(t.record_path(tmp_path)).header["batch"]["size"] for t in trials]
     assert sizes == [2, 2, 2, 2, 1]

@@ -11,6 +11,11 @@ differences it covers exactly as often as it says, whatever their spread, and al
 number of blocks that was fixed before the pilot. (The spread of all blocks would make the interval a
 little too narrow: the rule stops early where the pilot's spread is small by luck.)
 
+The rule takes the horizons and exponents that scouting found as constants. An exponent that is wrong by
+a tenth moves the answer by a tenth of how far the ends still are from the quality, in log steps, and
+more blocks do not help. So the pilot becomes a rung of the ladder, from which the horizons are aimed
+anew, and what the exponents leave (`aiming_error`) widens the interval, in quadrature.
+
 Stein 1945, Annals of Mathematical Statistics 16:243. Components of variance: Searle, Casella and
 McCulloch 1992, chapter 4. How often it is right: `python benchmarks/results/two_stage.py`.
 """
@@ -25,7 +30,7 @@ from scipy import special
 from analysis.statistics.ratio import FEWEST, LEVEL, ROUNDING, Array, Ratio
 
 POWER_PLANNED = 0.9  # with which a plan tells its precision from 1
-POWER = 0.8  # for which the smallest ratio that could have been told is reported
+POWER = 0.8  # with which the smallest ratio that is reported is distinguished from 1
 NEAR = math.log(2.1)  # of a point, in log steps: the rungs that describe the curve there
 ROUNDS = 20
 
@@ -34,12 +39,27 @@ class Curve(NamedTuple):
     """The logarithm of the deciding metric at the ends of a ladder of horizons, lower is better.
 
     At a point it is a quadratic in log steps, by least squares on the rungs within a factor 2.1 of
-    the point, or on the nearest three where those are fewer. Rungs may be noisy and out of order.
-    Its methods raise ValueError for fewer than three rungs.
+    the point, or on the nearest three where those are fewer, each with the weight of its blocks. Rungs
+    may be noisy and out of order. Its methods raise ValueError for fewer than three rungs.
     """
 
     log_steps: Array  # [k], increasing
     log_metric: Array  # [k], mean of a rung's students
+    blocks: Array | float = 1.0  # [k], of students in each
+
+    def with_rung(self, log_steps: float, log_metric: float, blocks: int) -> "Curve":
+        """With the mean of more blocks, at a horizon of the ladder or at a new one."""
+        weights = np.broadcast_to(self.blocks, self.log_steps.shape)
+        same = np.abs(self.log_steps - log_steps) < ROUNDING
+        if same.any():
+            joint = (weights * self.log_metric + blocks * log_metric) / (weights + blocks)
+            return Curve(self.log_steps, np.where(same, joint, self.log_metric), weights + blocks * same)
+        place = int(np.searchsorted(self.log_steps, log_steps))
+        return Curve(
+            np.insert(self.log_steps, place, log_steps),
+            np.insert(self.log_metric, place, log_metric),
+            np.insert(weights, place, blocks),
+        )
 
     def value_at(self, log_steps: float) -> float:
         """The log metric of the local fit; a guess beyond the rungs."""
@@ -51,6 +71,14 @@ class Curve(NamedTuple):
         Of use where it is above 0; it is 0 or less where the curve is flat or rises.
         """
         return -self._fit(log_steps)[1]
+
+    def exponent_error(self, log_steps: float, spread: float) -> float:
+        """Standard error of exponent_at, where means of single blocks have this standard deviation.
+
+        It counts noise alone, not what a quadratic cannot follow.
+        """
+        information, _ = self._normal_equations(log_steps)
+        return spread * math.sqrt(np.linalg.inv(information)[1, 1])
 
     def steps_at(self, log_quality: float) -> float | None:
         """Log steps at which the local fit falls through a quality (a log metric).
@@ -87,9 +115,16 @@ class Curve(NamedTuple):
 
     def _fit(self, log_steps: float) -> tuple[float, float, float]:
         """Value, slope and half the second derivative, at a point."""
+        value, slope, bend = np.linalg.solve(*self._normal_equations(log_steps)).tolist()
+        return value, slope, bend
+
+    def _normal_equations(self, log_steps: float) -> tuple[Array, Array]:
+        """Of the local fit's three coefficients, in log steps from the point: [3, 3] and [3]."""
         near = self._near(log_steps)
-        bend, slope, value = np.polyfit(self.log_steps[near] - log_steps, self.log_metric[near], 2)
-        return float(value), float(slope), float(bend)
+        at = self.log_steps[near] - log_steps
+        powers = np.stack([np.ones_like(at), at, at**2])
+        weighted = powers * np.broadcast_to(self.blocks, self.log_steps.shape)[near]
+        return weighted @ powers.T, weighted @ self.log_metric[near]
 
 
 def log_times(log_metric: Array, log_steps: float, log_quality: float, exponent: float) -> Array:
@@ -105,6 +140,15 @@ def log_times(log_metric: Array, log_steps: float, log_quality: float, exponent:
     if not exponent > 0:
         raise ValueError(f"exponent {exponent:.3g}: must be above 0")
     return log_steps + (np.asarray(log_metric, float).mean(axis=1) - log_quality) / exponent
+
+
+def aiming_error(log_times: Array, log_steps: Array, exponent: float, error: float) -> float:
+    """Standard error that an exponent's own standard error leaves in the mean of log_times.
+
+    The steps that blocks need and the steps that they ran, in logarithms, [blocks] both. Errors of two
+    optimizers add up in quadrature.
+    """
+    return abs(float(np.mean(log_times - log_steps))) * error / exponent
 
 
 def half_width(precision: float, df: int) -> float:
@@ -136,11 +180,12 @@ def blocks_needed(pilot: ArrayLike, precision: float) -> int:
     return max(len(values), math.ceil(needed - ROUNDING))
 
 
-def two_stage(values: ArrayLike, pilot: int) -> Ratio:
+def two_stage(values: ArrayLike, pilot: int, aiming: float = 0.0) -> Ratio:
     """The ratio exp(mean) of log ratios, one per block, [n]: the pilot's first, then all others.
 
-    Its interval and p_above_1 are Student's with the spread and the degrees of freedom of the pilot. Of
-    log steps needed, it is below 1 where the first optimizer is the faster.
+    Its interval and p_above_1 are Student's with the spread and the degrees of freedom of the pilot, and
+    with a standard error beside it that no block shows (see aiming_error). Of log steps needed, the
+    ratio is below 1 where the first optimizer is the faster.
 
     Raises:
         ValueError: a pilot of fewer than three or of more than there are, or a value that is not finite.
@@ -149,16 +194,18 @@ def two_stage(values: ArrayLike, pilot: int) -> Ratio:
     if not FEWEST <= pilot <= len(logs):
         raise ValueError(f"a pilot of {pilot} among {len(logs)} blocks: {FEWEST} to all")
     df, n = pilot - 1, len(logs)
-    mean, error = float(logs.mean()), float(logs[:pilot].std(ddof=1)) / math.sqrt(n)
+    mean = float(logs.mean())
+    error = math.hypot(float(logs[:pilot].std(ddof=1)) / math.sqrt(n), aiming)
     half = _t(df, (1 + LEVEL) / 2) * error
-    value, low, high = map(float, np.exp([mean, mean - half, mean + half]))
+    with np.errstate(over="ignore"):  # above all that a float holds: not bounded
+        value, low, high = map(float, np.exp([mean, mean - half, mean + half]))
     # Without spread, a mean that is 0 says nothing and any other is certain.
     t = mean / error if error else np.sign(mean) * np.inf if mean else 0.0
     return Ratio(value, low, high, float(special.stdtr(df, t)), n)
 
 
 def smallest_ratio(sd: float, n: int, df: int) -> float:
-    """The smallest ratio above 1 that is told from 1 at 5 %, 4 times of 5, by the mean of n blocks.
+    """The smallest ratio that the mean of n blocks tells from 1 at 5 %, 4 times of 5.
 
     sd: of a block's log ratio, estimated with df degrees of freedom.
     """

@@ -135,9 +135,7 @@ def iterate(
         devices.try_on_all_hosts(lambda: stack.enter_context(records.lock(path)) if first else None)
         checkpoints = Checkpoints(path.with_suffix(".checkpoint"))
         stack.callback(checkpoints.close)
-        again = fresh or (
-            params_path is not None and records.is_finished(path) and not params_path.exists()
-        )
+        again = fresh or (records.is_finished(path) and not is_done(path, save_params))
         if first and again:  # the record is replaced with its first row, not before
             checkpoints.delete()
             path.with_suffix(".npz").unlink(missing_ok=True)
@@ -151,6 +149,11 @@ def iterate(
         devices.any_host(True)  # all hosts have written their files
         if first:
             checkpoints.delete()
+
+
+def is_done(path: Path, save_params: bool) -> bool:
+    """Whether a record is finished and, where they are asked for, its parameters are beside it."""
+    return records.is_finished(path) and (not save_params or path.with_suffix(".npz").exists())
 
 
 def notify_of_other_versions(trial: Trial, path: Path) -> None:
@@ -247,7 +250,9 @@ class Alone:
     def measure(self) -> None:
         """See Runner."""
         with self.ledger.on("eval_s"):
-            scores: Mapping[str, Any] = self._compiled.evaluate(self.params)
+            scores: Mapping[str, Any] = self._compiled.evaluate(
+                self.params, self.step == self._trial.total_steps
+            )
             if self._diagnose:
                 scores = {**scores, **self._diagnose(*self._next_step())}
         with self.ledger.on("record_s"):

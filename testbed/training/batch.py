@@ -4,6 +4,7 @@ Trials of one seed see the same lessons. So one forward pass of the teachers, th
 distillation, serves them all, with any optimizers (`groups.py` has the trials' computation).
 """
 
+import functools
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -15,10 +16,12 @@ from numpy.typing import NDArray
 
 from testbed import compilation_cache, devices, process, records
 from testbed.errors import RequestError
+from testbed.models import public
+from testbed.problem.lessons import Params
 from testbed.problem.protocols import Lesson
 from testbed.records import is_finished
 from testbed.training import loop
-from testbed.training.alone import iterate
+from testbed.training.alone import is_done, iterate
 from testbed.training.checkpoints import Checkpoints, require_fields
 from testbed.training.clock import Ledger
 from testbed.training.diagnostics import make_counts
@@ -58,7 +61,12 @@ def _kind(trial: Trial) -> tuple[Any, ...]:
 
 
 def iterate_batch(
-    trials: Sequence[Trial], out: Path, *, command: str = "", vmapped: bool | None = None
+    trials: Sequence[Trial],
+    out: Path,
+    *,
+    command: str = "",
+    vmapped: bool | None = None,
+    save_params: bool = False,
 ) -> Generator[Progress]:
     """Runs trials that share their lessons, or the rest of them; yields progress as `alone.iterate`.
 
@@ -71,6 +79,7 @@ def iterate_batch(
       out: folder of records.
       command: the command line, for the headers.
       vmapped: see `groups.compile_groups`.
+      save_params: as in `alone.iterate`.
 
     Raises:
       TooLarge: the batch does not fit in memory.
@@ -85,20 +94,22 @@ def iterate_batch(
     with ExitStack() as stack, process.preserved(f"one of the optimizers {names}"):
         # In a fixed order, by which a checkpoint identifies them.
         ordered = sorted(trials, key=lambda t: (t.optimizer.name, t.record_path(out).stem))
-        mine = [trial for trial in ordered if _claim(stack, trial, out)]
-        ended = [trial for trial in ordered if _is_ended(trial, out)]
+        mine = [trial for trial in ordered if _claim(stack, trial, out, save_params)]
+        others = [trial for trial in ordered if not any(trial is one for one in mine)]
+        ended = [trial for trial in others if _is_ended(trial, out)]
         if not mine:
             _forget(ended, out)
             return
         both = [trial for trial in ordered if any(trial is one for one in (*mine, *ended))]
+        run = functools.partial(_run, stack, out, command, vmapped, save_params)
         with _splitting(len(both)):
             try:
-                alone = yield from _run(stack, both, out, command, vmapped, ended)
+                alone = yield from run(both, ended)
             except _NotOne:
-                alone = yield from _run(stack, mine, out, command, vmapped)
+                alone = yield from run(mine)
     for trial in alone:
         with suppress(records.Busy):
-            yield from iterate(trial, out, command=command)
+            yield from iterate(trial, out, command=command, save_params=save_params)
 
 
 @contextmanager
@@ -114,15 +125,15 @@ def _splitting(trials: int) -> Iterator[None]:
         raise
 
 
-def _claim(stack: ExitStack, trial: Trial, out: Path) -> bool:
-    """Locks a trial until the stack is closed, unless it is finished or another process has it."""
+def _claim(stack: ExitStack, trial: Trial, out: Path, save_params: bool) -> bool:
+    """Locks a trial until the stack is closed, unless it is done or another process has it."""
     path = trial.record_path(out)
     with ExitStack() as mine:
         try:
             mine.enter_context(records.lock(path))
         except records.Busy:
             return False
-        if is_finished(path):
+        if is_done(path, save_params):
             return False
         stack.enter_context(mine.pop_all())
     return True
@@ -166,10 +177,11 @@ def _id(paths: Sequence[Path]) -> str:
 
 def _run(
     stack: ExitStack,
-    trials: list[Trial],
     out: Path,
     command: str,
     vmapped: bool | None,
+    save_params: bool,
+    trials: list[Trial],
     ended: Sequence[Trial] = (),
 ) -> Generator[Progress, None, list[Trial]]:
     """Runs the batch; returns the trials that cannot be batched.
@@ -195,7 +207,7 @@ def _run(
             raise _NotOne
         stack.callback(checkpoints.close)
         writers.clear()
-    together = Together(ledger, groups, writers, checkpoints, due[-1])
+    together = Together(ledger, groups, writers, checkpoints, due[-1], save_params)
     with ledger.on("setup_s"):
         count = shapes.temperature.shape[0]
         together.lessons = _lessons(one, make_lessons, count, together.step)
@@ -230,6 +242,7 @@ class Together:
       writers: of their records.
       checkpoints: the batch's own.
       total_steps: the horizon.
+      save_params: write the evaluated parameters beside each record at the end.
 
     Attributes:
       lessons: those from `step` on; to be set before the first advance.
@@ -244,10 +257,11 @@ class Together:
         writers: "RecordWriters",
         checkpoints: Checkpoints,
         total_steps: int,
+        save_params: bool = False,
     ) -> None:
         self.ledger, self.step, self.measured = ledger, 0, -1
         self._groups, self._writers, self._checkpoints = groups, writers, checkpoints
-        self._total_steps, self._resumed = total_steps, 0
+        self._total_steps, self._resumed, self._save_params = total_steps, 0, save_params
         self._current: _Lessons | None = None
         self._program = " ".join(group.programs.sha256 for group in groups)
         with ledger.on("setup_s"):
@@ -280,8 +294,8 @@ class Together:
     def measure(self) -> None:
         """See Runner."""
         with self.ledger.on("eval_s"):
-            pairs = zip(self._groups, self._states, strict=True)
-            scores = [row for group, state in pairs for row in group.evaluate(state)]
+            pairs, end = zip(self._groups, self._states, strict=True), self.step == self._total_steps
+            scores = [row for group, state in pairs for row in group.evaluate(state, end)]
         with self.ledger.on("record_s"):
             for i in np.flatnonzero(self._finite).tolist():
                 self._writers.measure(i, self.step, scores[i])
@@ -319,6 +333,8 @@ class Together:
         self.save(last=True)  # if it is killed while it ends its records, the rest are ended from here
         ends = []
         with self.ledger.on("record_s"):
+            if self._save_params:  # before any record says that its trial is finished
+                self._write_params()
             states = jax.device_get(list(self._states))
             for group, stacked in zip(self._groups, states, strict=True):
                 counts = make_counts(group.trials[0].optimizer.diagnostics, devices.mesh())
@@ -331,6 +347,14 @@ class Together:
             self._writers.append(i, row)
         self._checkpoints.close()
         self._checkpoints.delete()
+
+    def _write_params(self) -> None:
+        """Writes the evaluated parameters of every trial whose record has not ended."""
+        evaluated = []
+        for group, state in zip(self._groups, self._states, strict=True):
+            stacked = jax.device_get(group.programs.eval_params(state))
+            evaluated += [jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(len(group.trials))]
+        self._writers.write_params(evaluated)
 
     def fail(self, reason: str) -> None:
         """See `Runner`. The trials are rerun at the next request for them."""
@@ -407,6 +431,12 @@ class RecordWriters:
         """Appends rows to a trial's record, unless it is whole."""
         if self.paths[i] not in self._ended:
             self._writers[i].append(*rows)
+
+    def write_params(self, evaluated: Sequence[Params]) -> None:
+        """Writes each trial's parameters beside its record, unless that is whole."""
+        for path, params in zip(self.paths, evaluated, strict=True):
+            if path not in self._ended:
+                public.save(path.with_suffix(".npz"), params)
 
     def _header(self, i: int) -> dict[str, Any]:
         owner = self._owners[i]
