@@ -14,7 +14,8 @@ from testbed import metrics, records
 from testbed.metrics import Metric
 from testbed.records import ReadError, Record
 
-# What makes two trials the same but for the seed.
+# What makes two trials the same but for the seeds of first weights and of lessons. Students that have
+# lessons of their own and those that share some are apart: sweeps tune with the former only.
 CONFIGURATION = [
     "task",
     "task_fingerprint",
@@ -24,7 +25,7 @@ CONFIGURATION = [
     "hyperparameters",
     "total_steps",
     "start",
-    "lessons",
+    "sharing",
 ]
 # Fields of a header without which a record is of no use.
 HEADER = {
@@ -42,6 +43,7 @@ IDENTITY = [
     "optimizer_name",
     "version",
     "seed",
+    "lessons",
     "batch_size",
     "timed",
     "host",
@@ -50,17 +52,19 @@ IDENTITY = [
     "target_metric",
     "target_value",
     "target_mode",
+    "decides",
 ]
 # Columns that statistics add; no measurement may be called so.
 DERIVED = [
     "label",
     *(f"{axis}_{what}" for axis in ("steps", "seconds") for what in ("to_target", "watched", "cadence")),
     "score",
-    "final_kl",
+    "final",
     "n",  # of `curves.curves`
 ]
 RESERVED = {"kind", *IDENTITY, *DERIVED}  # what no measurement may be called
 DEEPEST = 50  # more than any of ours, and less than Python's limit
+DECIDES = "test_kl"  # at a horizon's end, where a header does not say what else
 DECLARED = "metrics"  # in the `attrs` of a frame, and of what is made of it
 STATUSES = ("finished", "diverged", "failed")  # of an end
 # Columns that every frame has, measured or not.
@@ -83,10 +87,12 @@ def load(folder: str | Path) -> tuple[pd.DataFrame, list[ReadError]]:
     fingerprint where there are several of that name), task_fingerprint, protocol, optimizer (with its
     version, where there are several), optimizer_name, version (a piece of its checksum, or nothing),
     optimizer_sha256, hyperparameters (JSON text), start (what students started from, where
-    it is a checkpoint), lessons (their seed, where it is not the trial's), seed, total_steps,
-    batch_size, timed (it was alone, and its process was not stopped as it trained: its seconds compare),
+    it is a checkpoint), sharing ("own" lessons, or "shared"), lessons (their seed, of those that
+    share some: they are a crowd), seed, total_steps, batch_size, timed (it was alone, and
+    its process was not stopped as it trained: its seconds compare),
     host, commit, status ("unfinished" without an end), target_metric, target_value,
-    target_mode; label (a short name of the configuration); step, epoch, train_seconds (NaN where
+    target_mode, decides (the metric whose value at the horizon's end compares optimizers, lower is
+    better); label (a short name of the configuration); step, epoch, train_seconds (NaN where
     trials are not timed), train_kl, validation_kl, test_kl, and all else that was measured
     (`metrics_of`). Null scores are NaN. What headers declare of their metrics is in the frame's `attrs`,
     where `metric` finds it.
@@ -112,18 +118,19 @@ def read(folder: str | Path) -> Folder:
             errors.append(ReadError(path, 0, fault))
             continue
         measured, mistaken = _scores(record)
-        errors += [*mistaken, *_declare(record, declared)]
+        decides, misled = _decides(record, measured)
+        errors += [*mistaken, *misled, *_declare(record, declared)]
         if measured.empty:
             errors.append(ReadError(path, 0, "none of its measurements has a step between 0 and 2^53"))
             continue
-        run = _run(record)
+        run = _run(record) | {"decides": decides}
         if not run["timed"]:
             measured = measured.drop(columns="train_seconds", errors="ignore")
         rows.append(run | {"measurements": len(measured), "steps": measured["step"].iloc[-1]})
         scores.append(measured)
     if not rows:
         return Folder(pd.DataFrame(), pd.DataFrame(), errors)
-    runs, copies = _without_copies(_with_versions(pd.DataFrame(rows)))
+    runs, copies = _without_copies(_with_versions(_with_crowds(pd.DataFrame(rows))))
     runs = runs.assign(label=labels(runs))
     frame = _frame(runs, [scores[i] for i in runs.index])
     frame.attrs |= {DECLARED: declared} if declared else {}
@@ -157,6 +164,21 @@ def _fault(record: Record) -> str | None:
     except UnicodeEncodeError:
         return "it holds a text that is not Unicode"
     return None
+
+
+def _decides(record: Record, measured: pd.DataFrame) -> tuple[str, list[ReadError]]:
+    """The metric that compares optimizers at the end; what is wrong with the one in the header."""
+    named = record.header.get("decides", DECIDES)
+    of_header = record.header.get("metrics", {})
+    declared = {} if metrics.check(of_header) else of_header
+    if not isinstance(named, str) or (named != DECIDES and named not in measured):
+        fault = "is not measured"
+    elif metrics.find(named, declared).better == "max":
+        fault = "is better when it is higher"
+    else:
+        return named, []
+    reason = f"its deciding metric {str(named)[:40]!r} {fault}: {DECIDES} decides instead"
+    return DECIDES, [ReadError(record.path, 0, reason)]
 
 
 def _is_deep(value: Any) -> bool:
@@ -264,11 +286,14 @@ def _frame(runs: pd.DataFrame, scores: Sequence[pd.DataFrame]) -> pd.DataFrame:
 
 
 def _without_copies(runs: pd.DataFrame) -> tuple[pd.DataFrame, list[ReadError]]:
-    """Of each run, and of each seed of a configuration, one record: an ended one, then the longest."""
+    """Of each run, and each student of a configuration, one record: an ended one, then the longest."""
     order = runs.assign(ended=runs["status"] != "unfinished")
     order = order.sort_values(["ended", "measurements"], ascending=False, kind="stable")
     errors = []
-    for columns, what in ((["run_id"], "run"), ([*CONFIGURATION, "seed"], "configuration and seed")):
+    for columns, what in (
+        (["run_id"], "run"),
+        ([*CONFIGURATION, "lessons", "seed"], "configuration and seed"),
+    ):
         used = order.groupby(columns, sort=False)["record"].transform("first")
         for record, first in zip(order["record"], used, strict=True):
             if record != first:
@@ -329,8 +354,9 @@ def labels(frame: pd.DataFrame) -> pd.Series:
 
     The optimizer (with a piece of its checksum where there are several of that name); the protocol where
     there are several; those hyperparameters in which the configurations of one optimizer at one horizon
-    differ; the checkpoint that students started from; the seed of their lessons, where it is not the
-    same for all; and where all that is not enough, a piece of a checksum.
+    differ; the checkpoint that students started from; whether they share lessons, where only some do;
+    and where all that is not enough, a piece of a checksum. Seeds, of first weights and of lessons, are
+    no part of a configuration.
     """
     several_protocols = frame["protocol"].nunique() > 1
     parts = frame["hyperparameters"].copy()
@@ -339,8 +365,8 @@ def labels(frame: pd.DataFrame) -> pd.Series:
             _differences(list(group["hyperparameters"].unique()))
         )
     parts = (parts + " " + frame["start"]).str.strip()
-    if frame["lessons"].nunique() > 1:
-        parts = (parts + " lessons=" + frame["lessons"].replace("", "own")).str.strip()
+    if frame["sharing"].nunique() > 1:
+        parts = (parts + " lessons=" + frame["sharing"]).str.strip()
     if several_protocols:
         parts = (frame["protocol"] + " " + parts).str.strip()
     if frame["optimizer"].nunique() > 1 or not several_protocols:
@@ -366,6 +392,20 @@ def _differences(configurations: Sequence[str]) -> dict[str, str]:
     return {
         text: " ".join(f"{name}={value}" for name, value in of.items()) for text, of in shown.items()
     }
+
+
+def _with_crowds(runs: pd.DataFrame) -> pd.DataFrame:
+    """Runs with `sharing`; a student of a crowd may be the one whose own seed is that of its lessons.
+
+    Its header names no seed of lessons, as it is the trial that has these in any case.
+    """
+    same = [name for name in CONFIGURATION if name != "sharing"]
+    crowds = {*runs.loc[runs["lessons"] != "", [*same, "lessons"]].itertuples(index=False, name=None)}
+    seeds = runs["seed"].astype(str)
+    own = runs[same].assign(lessons=seeds).itertuples(index=False, name=None)
+    in_crowd = np.array([key in crowds for key in own], bool)
+    lessons = runs["lessons"].mask(in_crowd & (runs["lessons"] == ""), seeds)
+    return runs.assign(lessons=lessons, sharing=np.where(lessons == "", "own", "shared"))
 
 
 def _with_versions(runs: pd.DataFrame) -> pd.DataFrame:

@@ -139,7 +139,7 @@ def _write(records: Folder, out: Path, baseline: str, new: Path) -> str:
     ratios = ratios.merge(best[[*GROUP, "label"]].drop_duplicates())
     order = [*GROUP, "axis", "speedup"]
     ratios = ratios.sort_values(order, ascending=[True, True, True, False, False])
-    sentences = [*headlines.headlines(best, ratios)]
+    sentences = [*headlines.headlines(best, ratios, matched)]
     thinned, notes = tables.thin(lines)
     page = html.Page(
         title="FunMatch: " + ", ".join(sorted(records.runs["task"].unique())),
@@ -205,9 +205,11 @@ def to_markdown(
     lines = [*(f"- {markdown.escape(sentence)}" for sentence in sentences), ""]
     lines += [f"- Warning: {markdown.escape(warning)}" for warning in warnings]
     shown = {
+        f"Speed-up over {baseline} at matched quality, at the ends of schedules": tables.readable(
+            matched
+        ),
         "Held-out results: medians over n seeds [95 % interval]": summary.summary(best),
         f"Speed-up over {baseline} to the target": tables.readable(ratios),
-        f"Speed-up over {baseline} at matched final test KL, across horizons": tables.readable(matched),
     }
     for title, table in shown.items():
         if len(table):

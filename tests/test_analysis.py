@@ -13,7 +13,18 @@ from testbed.cli import serve
 TARGET = {"metric": "validation_kl", "value": 0.5, "mode": "min"}
 
 
-def write(folder, optimizer, seed, curve, steps=100, status="finished", protocol="p", source="s", **hp):
+def write(
+    folder,
+    optimizer,
+    seed,
+    curve,
+    steps=100,
+    status="finished",
+    protocol="p",
+    source="s",
+    lessons=None,
+    **hp,
+):
     """A record whose KLs are `curve`, at even steps; accuracies fall and rise with them."""
     identity = {
         "task": "t",
@@ -25,6 +36,7 @@ def write(folder, optimizer, seed, curve, steps=100, status="finished", protocol
         "seed": seed,
         "total_steps": steps,
     }
+    identity |= {} if lessons is None else {"lesson_seed": lessons}
     run_id = records.run_id(identity)
     path = folder / "t" / optimizer / f"{run_id}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -177,7 +189,7 @@ def test_a_diverged_trial_counts_as_no_better_than_untrained(tmp_path):
     found = matched_quality.matched_quality(ends, "adam").set_index("horizon")
     assert set(found["n"]) == {5}, "no seed was dropped"
     steps = ends.set_index(["optimizer", "seed", "total_steps"])
-    assert steps.loc[("bad", 0, 400), ["status", "final_kl"]].tolist() == ["diverged", 2]
+    assert steps.loc[("bad", 0, 400), ["status", "final"]].tolist() == ["diverged", 2]
     assert found.loc[100, "bound"] == "at least", "at 100 steps it is better than adam is"
     assert found.loc[400, "bound"] == "at most", "and never as good as adam at 400"
 

@@ -9,7 +9,7 @@ import pytest
 from analysis.statistics.curves import curves
 from testbed.metrics import METRICS as ROWS
 
-METRICS = tuple(f"{part}_{row.name}" for part in ("train", "validation", "test") for row in ROWS[:4])
+METRICS = tuple(f"{part}_{row.name}" for part in ("train", "validation", "test") for row in ROWS[:5])
 
 
 def measurements(trials, steps=(0, 10, 20, 30), total_steps=30, label="adam"):

@@ -215,7 +215,7 @@ def everything_of(folder):
     lines, ratios = curves.curves(found.frame), speedups.speedups(ends, "adam")
     matched = matched_quality.matched_quality(ends, "adam")
     assert list(sections.sections(found, ends, lines, ratios, matched, "adam", {}))
-    assert list(headlines.headlines(trials.best_per_optimizer(ends), ratios))
+    assert list(headlines.headlines(trials.best_per_optimizer(ends), ratios, matched))
 
 
 def test_labels_are_different_for_different_configurations(tmp_path):

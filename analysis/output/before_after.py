@@ -16,7 +16,8 @@ from analysis.statistics.speedups import started_above_target
 from analysis.statistics.trials import UNITS
 
 # What identifies a configuration on both sides: not its source, which is what changed.
-SAME = ["task_fingerprint", "protocol", "total_steps", "optimizer", "start", "lessons"]
+SAME = ["task_fingerprint", "protocol", "total_steps", "optimizer", "start", "sharing"]
+STUDENT = ["lessons", "seed"]  # what makes two of its trials a pair
 RACE = ["reached", "watched", "cadence"]
 COLUMNS = ["task", "optimizer", "of", "before", "after", "after / before", "n", "verdict"]
 
@@ -80,7 +81,7 @@ def changes(before: pd.DataFrame, after: pd.DataFrame) -> tuple[pd.DataFrame, li
         pairs, left = _matched(*groups)
         unmatched += left
         for old, new in pairs:
-            if old["seed"].duplicated().any() or new["seed"].duplicated().any():
+            if any(side.duplicated(STUDENT).any() for side in (old, new)):
                 unmatched.append(
                     f"{_name(new)}: not compared, a side has several versions of its source."
                 )
@@ -109,7 +110,7 @@ def _matched(
 def _compare(old: pd.DataFrame, new: pd.DataFrame) -> list[dict[str, Any]]:
     named = {"task": _where(old)}
     named |= {"optimizer": new["label"].iloc[0]}
-    old, new = (side.set_index("seed") for side in (old, new))
+    old, new = (side.set_index(STUDENT) for side in (old, new))
     seeds = old.index.intersection(new.index)
     if seeds.empty:
         return [named | dict.fromkeys(COLUMNS[2:7], "-") | {"verdict": "no seed is in both"}]
@@ -120,11 +121,17 @@ def _compare(old: pd.DataFrame, new: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _final(old: pd.DataFrame, new: pd.DataFrame) -> dict[str, Any] | None:
-    before, after = (side["final_kl"].clip(lower=TINY) for side in (old, new))
-    if (after / before).isna().all():  # none has ended
+    before, after = (side["final"].clip(lower=TINY) for side in (old, new))
+    metrics = {*old["decides"], *new["decides"]}
+    if (after / before).isna().all() or len(metrics) > 1:  # none has ended, or with other metrics
         return None
     change = ratio.geometric_mean(after / before)
-    return _row("test KL at the end", f"{before.median():.4g}", f"{after.median():.4g}", change)
+    return _row(
+        f"{frames.metric(new, metrics.pop()).label} at the end",
+        f"{before.median():.4g}",
+        f"{after.median():.4g}",
+        change,
+    )
 
 
 def _to_target(old: pd.DataFrame, new: pd.DataFrame) -> list[dict[str, Any]]:

@@ -1,5 +1,7 @@
 """Warnings: what a reader should know before believing a comparison, each in one sentence."""
 
+import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,11 +10,14 @@ import numpy as np
 import pandas as pd
 
 from analysis.frames import Folder
-from analysis.statistics.trials import GROUP, TARGET, best_per_optimizer, worse_than_at_start
+from analysis.statistics import crossings, edges
+from analysis.statistics.designs import lessons_of
+from analysis.statistics.trials import GROUP, TARGET, best_per_optimizer, score, worse_than_at_start
 from testbed.records import ReadError
 
 EARLY = 0.8  # of the schedule: a target met before that is met by a schedule meant for more steps
 MOST = 20  # damaged files that are named one by one
+MOST_NAMED = 4  # of other things in one sentence
 
 
 def warnings(records: Folder, ends: pd.DataFrame) -> list[str]:
@@ -23,6 +28,9 @@ def warnings(records: Folder, ends: pd.DataFrame) -> list[str]:
         *_seeds(ends),
         *_budgets(records.runs),
         *_early_targets(ends),
+        *_lost_targets(ends),
+        *_crossings(records.frame, ends),
+        *_edges(ends),
     ]
 
 
@@ -63,6 +71,12 @@ def _versions(runs: pd.DataFrame) -> Iterator[str]:
     for key, group in runs.groupby(GROUP):
         if len(group[TARGET].drop_duplicates()) > 1:
             yield f"Mixed targets: the runs of {_named(key)} have several; they have no speed-ups."
+    for (task, protocol), group in runs.groupby(["task", "protocol"]):
+        if len(metrics := sorted(group["decides"].unique())) > 1:
+            yield (
+                f"Mixed deciding metrics: the runs of {task} ({protocol}) name {' and '.join(metrics)}; "
+                "they have no matched quality."
+            )
 
 
 def _devices(runs: pd.DataFrame) -> Iterator[str]:
@@ -86,16 +100,22 @@ def _devices(runs: pd.DataFrame) -> Iterator[str]:
 
 def _seeds(ends: pd.DataFrame) -> Iterator[str]:
     for key, group in best_per_optimizer(ends).groupby(GROUP):
-        seeds = {str(name): frozenset(of["seed"]) for name, of in group.groupby("optimizer")}
+        seeds = {str(name): frozenset(lessons_of(of)) for name, of in group.groupby("optimizer")}
         if len(set(seeds.values())) > 1:
             named = "; ".join(f"{name} {_ranges(of)}" for name, of in seeds.items())
+            kind = "lesson seeds" if (group["sharing"] == "shared").any() else "seeds"
             yield (
-                f"Unpaired seeds: in {_named(key)} the optimizers have different ones ({named}). Ratios "
-                "are of the seeds that both have, or, where those are fewer than three, unpaired."
+                f"Unpaired {kind}: in {_named(key)} the optimizers have different ones ({named}). "
+                "Ratios are of the seeds that both have, or, where those are fewer than three, unpaired."
             )
-        alone = [name for name, of in seeds.items() if len(of) == 1]
-        if alone:
+        counts = group["optimizer"].value_counts(sort=False)
+        if alone := [name for name in seeds if counts[name] == 1]:
             yield f"One seed only, hence no interval: {', '.join(alone)} in {_named(key)}."
+        if crowds := [name for name, of in seeds.items() if counts[name] > len(of) == 1]:
+            yield (
+                f"One lesson seed only: {', '.join(crowds)} in {_named(key)}. Intervals are about first "
+                "weights; what other lessons would change is not in them."
+            )
         if n := int((group["steps_to_target"] <= 0).sum()):
             yield (
                 f"{n} of {len(group)} trials of {_named(key)} were at the target before their first "
@@ -125,6 +145,51 @@ def _early_targets(ends: pd.DataFrame) -> Iterator[str]:
                 f"Target met before the schedule's end in {_named(key)}: {named} of the steps. A "
                 "schedule for fewer steps may reach it sooner; matched quality does not depend on it."
             )
+
+
+def _lost_targets(ends: pd.DataFrame) -> Iterator[str]:
+    for key, group in ends[ends["status"] == "finished"].groupby(GROUP):
+        reached = group[group["steps_to_target"].notna()]
+        limit = reached["target_value"] * np.where(reached["target_mode"] == "min", 1, -1)
+        lost = reached[~(score(reached) <= limit)]
+        if len(lost):
+            trials, counts = Counter(group["label"]), Counter(lost["label"])
+            named = [f"{label} on {n} of {trials[label]}" for label, n in counts.most_common(MOST_NAMED)]
+            yield (
+                f"Target reached and lost again in {_named(key)}: {_some(named, len(counts))}. It "
+                "counts as reached at the first time; the end of the schedule says what was kept."
+            )
+
+
+def _crossings(frame: pd.DataFrame, ends: pd.DataFrame) -> Iterator[str]:
+    for key, group in crossings.crossings(frame, ends).groupby(GROUP):
+        named = [
+            f"{row['first']} is ahead of {row['second']} at the end, and was behind after "
+            f"{row['since']:,} steps"
+            for _, row in group[:MOST_NAMED].iterrows()
+        ]
+        yield (
+            f"Curves cross in {_named(key)}: {_some(named, len(group))}. Who is ahead depends on the "
+            "number of steps; a target on the way compares something else than the end."
+        )
+
+
+def _edges(ends: pd.DataFrame) -> Iterator[str]:
+    for key, group in edges.edges(ends).groupby(GROUP):
+        named = [
+            f"{row['optimizer']} {row['hyperparameter']}={row['value']:g}, the {row['edge']} of "
+            f"{row['tried']}"
+            for _, row in group[:MOST_NAMED].iterrows()
+        ]
+        yield (
+            f"The best configuration is at the edge of what was tried in {_named(key)}: "
+            f"{_some(named, len(group))}. A better one may be beyond."
+        )
+
+
+def _some(named: list[str], count: int) -> str:
+    """The first of several, and how many more there are."""
+    return "; ".join(named) + (f"; and {count - len(named)} more" if count > len(named) else "")
 
 
 def _code(runs: pd.DataFrame) -> Iterator[str]:
@@ -182,10 +247,12 @@ def _named(key: Any) -> str:
     return f"{task} ({protocol}, {steps:,} steps)"
 
 
-def _ranges(seeds: frozenset[int]) -> str:
+def _ranges(seeds: frozenset[str]) -> str:
     """Such as 0-4, 7."""
+    if not all(re.fullmatch(r"-?\d+", seed) for seed in seeds):
+        return ", ".join(sorted(seeds)[:5])
     parts: list[list[int]] = []
-    for seed in sorted(seeds):
+    for seed in sorted(map(int, seeds)):
         if parts and seed == parts[-1][1] + 1:
             parts[-1][1] = seed
         else:

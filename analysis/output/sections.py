@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from analysis import figures
+from analysis import figures, frames
 from analysis.figures.style import Styles
 from analysis.frames import Folder
 from analysis.output.files import safe
@@ -31,11 +31,13 @@ NO_TABLE = pd.DataFrame()
 MEASURES = {"final": "metric at the end", "steps_to_target": "steps to the target"}
 
 SPEEDUPS = (
-    "Baseline's time to the target / the other's, paired by seed. The interval is the set of ratios "
+    "Baseline's time to the target / the other's, paired by seed; students that share lessons are no "
+    "pairs: means over those of each lesson seed are, or with fewer than three of these, students are "
+    "independent (Welch's test). The interval is the set of ratios "
     "that a t-test of log times does not reject, both sides cut at the time they were watched for, so "
     "that misses count without a time being made up for them; it allows for what may have happened "
     "since the measurement before (analysis/statistics/ratio.py). P(faster) is one minus the one-sided "
-    "p-value; "
+    "p-value; smallest detectable: the ratio above 1 that such a test detects with a power of 80 %; "
     "wins: on how many seeds it reached the target first. Of 20 intervals of equal optimizers, one "
     "excludes 1 by chance."
 )
@@ -55,11 +57,13 @@ SUMMARY = (
     "the median in 93.75 %; fewer have none."
 )
 MATCHED = (
-    "In how many times fewer steps the other ends where the baseline ends: test KL at the ends of "
-    "whole schedules, interpolated between horizons linearly in log steps and log KL, for each seed; "
-    "the interval is what a paired t-test of log KL does not reject (Fieller). The sense of 'Shampoo "
-    "in 1200 epochs what Adam has in 4800' of Beyer et al. 2021. Each optimizer with its best "
-    "configuration at each horizon."
+    "In how many times fewer steps the other ends where the baseline ends: the task's deciding metric "
+    "at the ends of whole schedules, interpolated between horizons linearly in log steps and log "
+    "metric; the interval is what a t-test of log metrics does not reject (Fieller). The test is of "
+    "pairs where both share seeds, or lesson seeds, at all horizons, else Welch's of independent "
+    "students, or of means over at least three lesson seeds. Smallest detectable: the ratio above "
+    "1 that it detects with a power of 80 %. The sense of 'Shampoo in 1200 epochs what Adam has in "
+    "4800' of Beyer et al. 2021. Each optimizer with its best configuration at each horizon."
 )
 PROFILE = (
     "rho(tau): the share of workloads in which an optimizer needs at most tau times the steps of the "
@@ -104,13 +108,14 @@ def sections(
     baseline: str,
     styles: Styles,
 ) -> Iterator[Section]:
-    """All that there is enough data for; tables are as files have them.
+    """All that there is enough data for, ends of schedules first; tables are as files have them.
 
     From `frames.read`, `trials.trials`, `curves.curves`, `speedups.speedups` and
     `matched_quality.matched_quality`.
     """
     tuned, points = tuning.tuning_curves(ends), sensitivity.sensitivity(ends)
     costs = cost.cost_split(records.runs)
+    yield from _patience(matched_quality.finals(ends), matched, styles)
     for workload in workloads(ends):
         trials, own = workload.rows(ends), workload.rows(lines)
         target = curves.target(trials)
@@ -124,7 +129,6 @@ def sections(
             name = f"{workload.stem}-cost"
             yield Section("Cost of a step", COST, split, {name: draw}, (), workload.title, name)
     yield Section("Held-out results", SUMMARY, summary.summary(ends), name="summary")
-    yield from _patience(matched_quality.finals(ends), matched, styles)
     yield from _profile(ends, styles)
     yield from _overfitting(records.frame, lines, styles)
 
@@ -245,16 +249,18 @@ def _patience(finals: pd.DataFrame, matched: pd.DataFrame, styles: Styles) -> It
     if finals.empty:
         return
     for (task, protocol), own in finals.groupby(["task", "protocol"]):
-        if own["total_steps"].nunique() < 2:
+        if own["total_steps"].nunique() < 2 or own["decides"].nunique() > 1:
             continue
+        metric = frames.metric(finals, own["decides"].iloc[0])
         several = finals["protocol"].nunique() > 1
         stem = f"{safe(task)}-{safe(protocol)}" if several else safe(task)
         title = f"{task}, {protocol}" if several else f"{task}"
         mine = matched[(matched["task"] == task) & (matched["protocol"] == protocol)]
-        draw = partial(figures.patience, own, mine, styles, title=f"Matched quality: {title}")
+        named = f"Matched quality: {title}"
+        draw = partial(figures.patience, own, mine, styles, metric.name, named)
         name = f"{stem}-matched-quality"
-        yield Section(f"Matched quality: {title}", MATCHED, mine, {name: draw}, name=name)
-        title = f"Test KL at the ends of schedules: {title}"
+        yield Section(named, MATCHED, mine, {name: draw}, name=name)
+        title = f"At the ends of schedules: {metric.label}, {title}"
         yield Section(title, SUMMARY, own, name=f"{stem}-finals")
 
 

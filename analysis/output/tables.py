@@ -15,7 +15,18 @@ from analysis.statistics.trials import GROUP
 
 POINTS = 200, 40_000  # of a curve in the page, and of all curves in it
 # Left out where all rows are the same.
-GIVEN = ("task", "protocol", "total_steps", "horizon", "over", "axis", "paired", "measure")
+GIVEN = (
+    "task",
+    "protocol",
+    "total_steps",
+    "horizon",
+    "over",
+    "axis",
+    "paired",
+    "unit",
+    "decides",
+    "measure",
+)
 TITLES = {
     "total_steps": "horizon",
     "p_faster": "P(faster)",
@@ -29,7 +40,11 @@ TITLES = {
     "p_reached": "P(reached)",
     "learning_rate": "best learning rate",
     "at_edge": "at the edge",
+    "smallest": "smallest detectable",
+    "students_over": "baseline students",
+    "decides": "metric at the end",
 }
+OF_CROWDS = ["unit", "students", "students_over"]  # which say nothing where each student is its own
 ESTIMATES = ("median", "score", "spearman")  # whose interval is called low and high
 
 
@@ -53,6 +68,8 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
     dropped = [name for name in GIVEN if name in table and table[name].nunique() == 1 < len(table)]
     if {"optimizer", "label"} <= {*table}:
         dropped.append("optimizer")
+    if "unit" in table and (table["unit"] == "seeds").all():
+        dropped = [*{*dropped, *OF_CROWDS}]
     table = table.drop(columns=dropped)
     if {"speedup", "low", "high", "bound"} <= {*table}:
         texts = [str(Ratio.of(row)) for _, row in table.iterrows()]

@@ -2,16 +2,16 @@
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from analysis.statistics import ratio
+from analysis.statistics.designs import design, lessons_of
 from analysis.statistics.trials import GROUP, TARGET, UNITS, resolve_baseline
 
 COLUMNS = [
     *GROUP,
     *("optimizer", "label", "over", "axis"),
     *ratio.COLUMNS,
-    *("wins", "reached", "reached_over", "paired"),
+    *("wins", "reached", "reached_over", "paired", "unit", "students", "students_over"),
 ]
 
 
@@ -20,9 +20,10 @@ def speedups(ends: pd.DataFrame, baseline: str) -> pd.DataFrame:
 
     One row per configuration and axis (steps, seconds where timed): the ratio baseline's / its, with
     its 95 % interval (statistics/ratio.py: misses are censored, not dropped), the confidence that it is
-    above 1, wins: on how many seeds it was first (a tie is half), and how many were at the target.
-    Paired by seed where at least three seeds are shared, or all (the column `paired`). Groups in which
-    targets differ are left out.
+    above 1, the smallest detectable ratio, wins: on how many pairs it was first (a
+    tie is half), and how many trials were at the target. Unit and paired: as in `designs.design`;
+    students, students_over: how many trials of each are compared. Groups in which targets differ are
+    left out.
     """
     rows = []
     baselines = resolve_baseline(ends, baseline)
@@ -30,7 +31,7 @@ def speedups(ends: pd.DataFrame, baseline: str) -> pd.DataFrame:
         for key, group in started_above_target(ends, axis).groupby(GROUP):
             if len(group[TARGET].drop_duplicates()) > 1:
                 continue
-            sides = {str(label): side.set_index("seed") for label, side in group.groupby("label")}
+            sides = {str(label): side for label, side in group.groupby("label")}
             over = baselines.get((str(key[0]), str(key[1]), int(str(key[2]))), "")
             if over not in sides:
                 continue
@@ -53,25 +54,31 @@ def started_above_target(ends: pd.DataFrame, axis: str) -> pd.DataFrame:
 
 
 def _speedup(base: pd.DataFrame, other: pd.DataFrame) -> dict[str, object]:
-    seeds = base.index.intersection(other.index)
-    paired = len(seeds) >= ratio.FEWEST or len(seeds) == len(base) == len(other)
-    if paired:
-        base, other = base.loc[seeds], other.loc[seeds]
-    theirs, mine = _times(base), _times(other)
-    speedup = ratio.paired(theirs, mine) if paired else ratio.unpaired(theirs, mine)
+    base, other = (side.assign(of=lessons_of(side)) for side in (base, other))
+    how = design(base["of"], other["of"])
+    base, other = (side[side["of"].isin(how.lessons)] for side in (base, other))
+    theirs, mine = (_times(side, alone=how.unit == "students") for side in (base, other))
+    speedup = ratio.paired(theirs, mine) if how.paired else ratio.unpaired(theirs, mine)
     return speedup.as_columns() | {
-        "wins": _wins(mine.reached, theirs.reached) if paired else np.nan,
+        "wins": _wins(base, other) if how.paired else np.nan,
         "reached": int(np.isfinite(mine.reached).sum()),
         "reached_over": int(np.isfinite(theirs.reached).sum()),
-        "paired": paired,
+        "paired": how.paired,
+        "unit": how.unit,
+        "students": len(other),
+        "students_over": len(base),
     }
 
 
-def _times(side: pd.DataFrame) -> ratio.Times:
-    return ratio.Times(*side[["reached", "watched", "cadence"]].to_numpy(float).T)
+def _times(side: pd.DataFrame, *, alone: bool) -> ratio.Times:
+    """Of trials, with the crowds that they are of, or each alone."""
+    reached, watched, cadence = side[["reached", "watched", "cadence"]].to_numpy(float).T
+    return ratio.Times(reached, watched, cadence, None if alone else side["of"].to_numpy(str))
 
 
-def _wins(mine: NDArray[np.float64], theirs: NDArray[np.float64]) -> float:
-    """On how many seeds one was at the target before the other; a tie is half."""
-    mine, theirs = np.nan_to_num(mine, nan=np.inf), np.nan_to_num(theirs, nan=np.inf)
+def _wins(base: pd.DataFrame, other: pd.DataFrame) -> float:
+    """On how many pairs one was at the target before the other, by medians; a tie is half."""
+    theirs, mine = (
+        side["reached"].fillna(np.inf).groupby(side["of"]).median() for side in (base, other)
+    )
     return float((mine < theirs).sum() + (mine == theirs).sum() / 2)

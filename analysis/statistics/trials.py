@@ -22,12 +22,11 @@ def trials(frame: pd.DataFrame) -> pd.DataFrame:
     missing); <axis>_cadence, since the measurement before that one; and <axis>_watched, for how long
     the trial could have reached it: its horizon, also where it was lost (LOST), since it never will; of
     an unfinished trial what it has run. Adds score, the target's metric on validation data at the end,
-    better when lower, inf where it was lost, NaN where it is unfinished; and final_kl, test KL at the
-    end, that of an untrained student where it was lost, NaN where it is unfinished.
+    better when lower, inf where it was lost, NaN where it is unfinished; and final, the deciding metric
+    (`decides`) at the end, that of an untrained student where it was lost, NaN where it is unfinished.
     """
     ordered = frame.sort_values(["run_id", "step"])
-    by = ordered.groupby("run_id")
-    last = by.tail(1).reset_index(drop=True)  # `last()` would pass over NaNs
+    last = ordered.groupby("run_id").tail(1).reset_index(drop=True)  # `last()` would pass over NaNs
     good = pd.Series(False, index=ordered.index)
     for (metric, mode, value), group in ordered.groupby(TARGET):
         sign = 1 if mode == "min" else -1
@@ -43,9 +42,17 @@ def trials(frame: pd.DataFrame) -> pd.DataFrame:
     ends["steps_watched"] = ends["total_steps"].where(ended, ends["step"])
     ends["seconds_watched"] = ends["steps_watched"] * _seconds_per_step(ends)
     ends["score"] = score(ends)
-    untrained = ends["run_id"].map(by["test_kl"].first())
-    ends["final_kl"] = ends["test_kl"].mask(ends["status"].isin(LOST), untrained).where(ended)
+    untrained = ends["run_id"].map(deciding(ordered).groupby(ordered["run_id"]).first())
+    ends["final"] = deciding(ends).mask(ends["status"].isin(LOST), untrained).where(ended)
     return frames.with_metrics(ends, frame)
+
+
+def deciding(rows: pd.DataFrame) -> pd.Series:
+    """The deciding metric of each measurement."""
+    values = pd.Series(np.nan, index=rows.index)
+    for metric, own in rows.groupby("decides"):
+        values[own.index] = own[metric]
+    return values
 
 
 def _seconds_per_step(ends: pd.DataFrame) -> pd.Series:

@@ -137,6 +137,7 @@ def simulate(
             "target_mode": "min",
             "target_value": 0.0,
             "seed": seed if paired else seed + seeds * side,
+            "lessons": "",
             "score": 0.0,
             "steps_to_target": seen.ravel(),
             "steps_watched": horizon,
@@ -168,7 +169,9 @@ def simulate_horizons(experiments: int, seeds: int, speedup: float) -> pd.DataFr
             "optimizer_name": optimizer,
             "seed": seed,
             "score": 0.0,
-            "final_kl": kl.ravel(),
+            "final": kl.ravel(),
+            "decides": "simulated",
+            "lessons": "",
         }
     )
 
