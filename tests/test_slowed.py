@@ -11,7 +11,7 @@ import optax
 import pytest
 from jax import random
 
-from benchmarks import run, sweep
+from benchmarks import run
 from optimizers import registry
 from optimizers.wrappers.slowed import active_steps, idling, slowed
 from testbed import records
@@ -118,7 +118,7 @@ def test_it_has_the_optimizers_arguments_and_a_name_and_an_identity_of_its_own(t
 def test_it_may_be_a_users_optimizer_in_any_folder(files, monkeypatch, tmp_path):
     file = write(files, PLAIN, "mine.py")
     monkeypatch.chdir(files)
-    word = sweep.absolute("slowed-1.1+mine.py")
+    word = jobs.absolute("slowed-1.1+mine.py")
     monkeypatch.chdir(tmp_path)
     assert word == f"slowed-1.1+{Path(file).absolute()}"
     assert registry.find(word).name == "mine-slowed-1.1"

@@ -30,7 +30,7 @@ from scipy import special
 from analysis.statistics.ratio import FEWEST, LEVEL, ROUNDING, Array, Ratio
 
 POWER_PLANNED = 0.9  # with which a plan tells its precision from 1
-POWER = 0.8  # for which the smallest ratio that could have been told is reported
+POWER = 0.8  # with which the smallest ratio that is reported is distinguished from 1
 NEAR = math.log(2.1)  # of a point, in log steps: the rungs that describe the curve there
 ROUNDS = 20
 
@@ -205,7 +205,7 @@ def two_stage(values: ArrayLike, pilot: int, aiming: float = 0.0) -> Ratio:
 
 
 def smallest_ratio(sd: float, n: int, df: int) -> float:
-    """The smallest ratio above 1 that is told from 1 at 5 %, 4 times of 5, by the mean of n blocks.
+    """The smallest ratio that the mean of n blocks tells from 1 at 5 %, 4 times of 5.
 
     sd: of a block's log ratio, estimated with df degrees of freedom.
     """

@@ -117,14 +117,13 @@ def outcomes(case: Case, experiments: int) -> list[dict[str, object]]:
         ("none", str(CAP))[-len(found[0]) :], zip(*found, strict=True), strict=True
     ):
         low, value, high = np.array([(a.low, a.value, a.high) for a in answers]).T
-        logs = np.log(value) - math.log(case.ratio)
-        with np.errstate(divide="ignore"):
-            widths = np.log(high) - np.log(low)
+        with np.errstate(divide="ignore"):  # of answers that say nothing
+            logs, widths = np.log(value) - math.log(case.ratio), np.log(high) - np.log(low)
         row = case._asdict() | {
             "cap": name,
             "answered": len(answers) / experiments,
             "covers": float(((low <= case.ratio) & (case.ratio <= high)).mean()),
-            "told apart": float(((low > 1) | (high < 1)).mean()),
+            "tells apart": float(((low > 1) | (high < 1)).mean()),
             "bias": float(logs.mean()),
             "median of errors": float(np.median(logs)),
             "median absolute error": float(np.median(np.abs(logs))),

@@ -5,12 +5,17 @@ the protocol), so that a difference between two curves is one between two studen
 views of each held-out example make KL and agreement fine-grained if there are only a few hundred
 examples.
 
+A comparison is decided at the end of a schedule. There, scores on mixed views average many rounds of
+views, so that the choice of views adds next to nothing to the spread between students; along the way a
+few of the same rounds are enough for a curve.
+
 `scores` computes the scores of each example. This module averages them: in one program if held-out data
 fit the devices, batch by batch if they come from the host.
 """
 
 import collections
 import functools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -28,11 +33,13 @@ from testbed.problem.scores import SCORES, Outputs, Score, lesson_scores, scores
 from testbed.problem.task import Task
 
 Student = Callable[[Params, Array], Array]  # parameters, inputs [b, ...] -> logits [b, ...]
-Evaluate = Callable[[Params], dict[str, float]]
+Evaluate = Callable[[Params, bool], dict[str, float]]  # parameters, whether it is the end -> scores
 
 SEED = 2**31  # of training lessons that no trial has: trials' seeds are smaller
 LESSONS = 8
 MIXES = 8  # batches that held-out views are mixed in, of each round
+ALONG = 32  # of the rounds of mixed views, the share that is scored before the end
+ROUNDS = {"validation": 0.25}  # share of a task's rounds for a part that does not decide
 
 
 class Examples(NamedTuple):
@@ -48,7 +55,8 @@ class HeldOut(NamedTuple):
 
     central: Examples
     views: Examples | None  # random views; None: scores are on the central ones only
-    mixed: Examples | None = None  # random views mixed as in lessons; None: nothing is scored on such
+    # Random views mixed as in lessons, [rounds, n, ...] without labels; None: nothing is scored on such.
+    mixed: Examples | None = None
 
 
 class EvalData(NamedTuple):
@@ -64,12 +72,13 @@ def eval_key() -> Array:
 
 
 def make_held_out(
-    task: Task, params: tuple[Params, ...], inputs: Array, labels: Array | None
+    task: Task, part: str, params: tuple[Params, ...], inputs: Array, labels: Array | None
 ) -> HeldOut:
-    """A held-out part with its fixed views, and the teachers' logits on both.
+    """A held-out part with its fixed views, and the teachers' logits on all of them.
 
     Args:
       task: provides views and teachers.
+      part: validation or test.
       params: the teachers' weights.
       inputs: [n, ...].
       labels: [n, ...] or None.
@@ -86,27 +95,26 @@ def make_held_out(
             task.augment(random.key(0), jnp.tile(inputs, tiles)),
             None if labels is None else jnp.tile(labels, (tiles[0], *[1] * (labels.ndim - 1))),
         )
-    mixed = examples(mixed_views(task, random.key(1), inputs), None) if task.mixed_per_input else None
+    mixed = None
+    if rounds := math.ceil(task.mixed_per_input * ROUNDS.get(part, 1.0)):
+        keys = random.split(random.key(1), rounds)
+        mixed = jax.lax.map(lambda key: examples(mixed_views(task, key, inputs), None), keys)
     return HeldOut(examples(inputs, labels), random_views, mixed)
 
 
 def mixed_views(task: Task, key: Array, inputs: Array) -> Array:
-    """Views under the law of lessons of function matching: [n, ...] -> [n * mixed_per_input, ...].
+    """A view of each held-out input under the law of lessons of function matching: [n, ...].
 
-    Each of the `mixed_per_input` rounds takes all inputs in an order of its own and cuts them into
-    MIXES batches, each mixed by itself: a `mix` may have one strength for a whole batch.
+    The inputs are put in random order and cut into MIXES batches, each mixed by itself: a `mix` may have
+    one strength for a whole batch.
     """
-    n = inputs.shape[0]
-
-    def mixed(key: Array) -> Array:
-        order_key, *keys = random.split(key, 2 + MIXES)
-        views = inputs[random.permutation(order_key, n)]
-        views = task.augment(keys[0], views) if task.augment else views
-        pairs = zip(keys[1:], jnp.array_split(views, MIXES), strict=True)
-        return jnp.concatenate([task.mix(k, batch) if task.mix else batch for k, batch in pairs])
-
-    rounds = jax.lax.map(mixed, random.split(key, task.mixed_per_input))
-    return rounds.reshape(-1, *rounds.shape[2:])
+    order_key, augment_key, *keys = random.split(key, 2 + MIXES)
+    views = inputs[random.permutation(order_key, inputs.shape[0])]
+    views = task.augment(augment_key, views) if task.augment else views
+    if not task.mix:
+        return views
+    batches = jnp.array_split(views, min(MIXES, max(1, inputs.shape[0] // 2)))
+    return jnp.concatenate([task.mix(k, batch) for k, batch in zip(keys, batches, strict=False)])
 
 
 def make_eval_data(
@@ -142,14 +150,16 @@ def names(task: Task, held_out: Mapping[str, HeldOut]) -> list[str]:
     ]
 
 
-def evaluate(task: Task, student: Student, params: Params, data: EvalData) -> dict[str, Array]:
+def evaluate(
+    task: Task, student: Student, params: Params, data: EvalData, end: Array | bool = True
+) -> dict[str, Array]:
     """The scores of a measurement, each a scalar. Pure.
 
     `train_loss` and `train_kl` are measured on fresh lessons of the trial's own protocol, from training
     inputs: the training loss, and the KL at temperature 1 to the lesson's own teacher.
     `validation_*` and `test_*` are the task's scores of held-out examples: `*_kl` (temperature 1, in
     nats) and `*_agreement` on views, `*_accuracy` and `*_central_agreement` on the examples themselves,
-    `*_mixed_kl` on views that are mixed as in lessons.
+    `*_mixed_kl` on views that are mixed as in lessons: on all of them at the end, else on the first few.
     """
 
     def on_lesson(lesson: Lesson) -> tuple[Array, Array]:
@@ -160,25 +170,43 @@ def evaluate(task: Task, student: Student, params: Params, data: EvalData) -> di
     for name, part in data.held_out.items():
         of_part = part_scores(task, student, params, part)
         averages |= {f"{name}_{score}": jnp.mean(values) for score, values in of_part.items()}
+        if part.mixed:
+            on_mixed = mixed_scores(task, student, params, part.mixed, end)
+            averages |= {f"{name}_{score}": value for score, value in on_mixed.items()}
     return averages
 
 
 def part_scores(task: Task, student: Student, params: Params, part: HeldOut) -> dict[str, Array]:
-    """Scores of each example of a part, or of each of its views."""
-
-    def on(kind: str, examples: Examples, logits: Array) -> dict[str, Array]:
-        outputs = Outputs(examples.inputs, examples.labels, examples.logits, logits)
-        return scores(table_of(task), kind, task.distance, outputs)
-
+    """Scores [n] of a part's examples, or [n * views] of their views."""
     seen = part.views or part.central
     on_views = student(params, seen.inputs)
     on_central = student(params, part.central.inputs) if part.views else on_views
-    on_mixed = on("mixed", part.mixed, student(params, part.mixed.inputs)) if part.mixed else {}
-    return on("views", seen, on_views) | on("central", part.central, on_central) | on_mixed
+    return _scores(task, "views", seen, on_views) | _scores(task, "central", part.central, on_central)
+
+
+def mixed_scores(
+    task: Task, student: Student, params: Params, mixed: Examples, end: Array | bool
+) -> dict[str, Array]:
+    """Scores of mixed views: averages over all rounds at the end, else over the first few."""
+    rounds = mixed.inputs.shape[0]
+    count = jnp.where(end, rounds, math.ceil(rounds / ALONG))
+
+    def of_round(i: Array) -> dict[str, Array]:
+        examples = jax.tree.map(lambda array: array[i], mixed)
+        return jax.tree.map(jnp.mean, _scores(task, "mixed", examples, student(params, examples.inputs)))
+
+    none = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(of_round, 0))
+    total = jax.lax.fori_loop(0, count, lambda i, sums: jax.tree.map(jnp.add, sums, of_round(i)), none)
+    return jax.tree.map(lambda x: x / count, total)
+
+
+def _scores(task: Task, kind: str, examples: Examples, logits: Array) -> dict[str, Array]:
+    outputs = Outputs(examples.inputs, examples.labels, examples.logits, logits)
+    return scores(table_of(task), kind, task.distance, outputs)
 
 
 def compile_whole(task: Task, student: Student, params: Params, data: EvalData) -> Evaluate:
-    """Parameters -> scores, as one compiled program.
+    """Parameters, whether it is the end -> scores, as one compiled program.
 
     Args:
       task: the task to learn.
@@ -186,8 +214,9 @@ def compile_whole(task: Task, student: Student, params: Params, data: EvalData) 
       params: shapes of the parameters, placed.
       data: passed to the program.
     """
-    compiled = jax.jit(functools.partial(evaluate, task, student)).lower(params, data).compile()
-    return lambda params: jax.device_get(compiled(params, data))
+    evaluated = jax.jit(functools.partial(evaluate, task, student))
+    compiled = evaluated.lower(params, data, np.bool_(True)).compile()
+    return lambda params, end: jax.device_get(compiled(params, data, np.bool_(end)))
 
 
 def compile_batched(
@@ -199,7 +228,7 @@ def compile_batched(
     training: Sequence[TrainingData],
     shapes: TrainingData,
 ) -> Evaluate:
-    """Parameters -> scores, on held-out data that come from the host in batches.
+    """Parameters, whether it is the end -> scores, on held-out data that come from the host in batches.
 
     Each example is scored on the devices and summed in float64 on the host: every example counts once,
     for any division into batches and over devices.
@@ -232,7 +261,8 @@ def compile_batched(
     batch = Examples(shapes.inputs, shapes.labels, logits)
     batches = jax.jit(on_batch, out_shardings=everywhere).lower(params, batch).compile()
 
-    def evaluate(params: Params) -> dict[str, float]:
+    def evaluate(params: Params, end: bool) -> dict[str, float]:
+        del end  # all held-out data of a stream are scored at every measurement
         pairs = [lessons(params, data, key, np.int32(i)) for i, data in enumerate(training)]
         train_loss, train_kl = np.mean([[float(x) for x in pair] for pair in pairs], axis=0)
         averages = {"train_loss": float(train_loss), "train_kl": float(train_kl)}

@@ -27,7 +27,7 @@ def open_source(task: Task) -> Source:
         # Apart from the keys of that seed's lessons, which count up from 0.
         key = random.fold_in(random.key(SEED), 2**30 + part)
         drawn = generator.draw(data.generator, key, generator.held_out)
-        return make_held_out(task, data.teachers, *drawn)
+        return make_held_out(task, PARTS[part], data.teachers, *drawn)
 
     def held_out() -> dict[str, HeldOut]:
         everywhere = devices.replicated()

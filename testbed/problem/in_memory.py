@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from testbed import devices
+from testbed.data.arrays import Part
 from testbed.problem.evaluation import HeldOut, make_held_out
 from testbed.problem.lessons import Params, TrainingData, teacher_logits
 from testbed.problem.protocols import PROTOCOLS
@@ -32,7 +33,10 @@ def open_source(task: Task, protocol: str) -> Source:
         data = data._replace(central_logits=logits)
 
     def held_out() -> dict[str, HeldOut]:
-        prepare = jax.jit(functools.partial(make_held_out, task), out_shardings=replicated)
-        return {"validation": prepare(params, *validation), "test": prepare(params, *test)}
+        def prepare(name: str, part: Part) -> HeldOut:
+            made = jax.jit(functools.partial(make_held_out, task, name), out_shardings=replicated)
+            return made(params, *part)
+
+        return {"validation": prepare("validation", validation), "test": prepare("test", test)}
 
     return constant_source(len(arrays.training.inputs), data, held_out)

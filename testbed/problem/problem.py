@@ -61,7 +61,7 @@ class Problem:
 
     def evaluate(self, params: Params) -> dict[str, float]:
         """Scores by name, such as "validation_kl"; see `evaluation.evaluate`."""
-        return {name: float(score) for name, score in self._evaluate(params).items()}
+        return {name: float(score) for name, score in self._evaluate(params, True).items()}
 
     def make_lesson(self, data: TrainingData, key: Array, step: Array) -> Lesson:
         """The lesson of a step, from the data and the key that `lesson` looks up. Traceable."""
@@ -83,6 +83,12 @@ class Problem:
                 jax.eval_shape(scores, params, data)
             held_out = data.held_out if data else self._streamed_eval[0]
             measured = evaluation.names(self.task, held_out)
+            if f"test_{self.task.decides}" not in measured:
+                known = [name[5:] for name in measured if name.startswith("test_")]
+                raise RequestError(
+                    f"decides {self.task.decides}, which is not measured; choose one of "
+                    f"{', '.join(known)}"
+                )
             if self.task.target.metric not in measured:
                 raise RequestError(
                     f"its target {self.task.target.metric} is not measured; choose one of "
@@ -169,7 +175,7 @@ class Problem:
         if self.eval_data is None:
             return self.compile_evaluate(self.logits, jax.eval_shape(self.init, make_keys(0).weights))
         compiled = jax.jit(functools.partial(evaluation.evaluate, self.task, self.logits))
-        return lambda params: jax.device_get(compiled(params, self.eval_data))
+        return lambda params, end: jax.device_get(compiled(params, self.eval_data, end))
 
 
 def open_problem(task: Task, protocol: str = "function_matching") -> Problem:

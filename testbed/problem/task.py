@@ -67,8 +67,8 @@ class Task:
         10 measurements, more if it would have more than 100.
       views_per_input: random views of each held-out input in the evaluation; 0: the evaluation uses
         central views only, as in the paper.
-      mixed_per_input: views of each held-out input that are augmented and mixed as lessons are, on which
-        `mixed_kl` is measured; 0: none are.
+      mixed_per_input: views of each test input that are augmented and mixed as lessons are, on which
+        `mixed_kl` is measured (a quarter as many of each validation input); 0: none are.
       decides: the score of test data that comparisons are made by, such as "kl" or "mixed_kl"; lower is
         better.
       published: horizon -> temperature and hyperparameters there.

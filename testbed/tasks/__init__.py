@@ -12,7 +12,7 @@ from testbed.data.arrays import Data, Generated, Part
 from testbed.data.tfds import Stream
 from testbed.errors import RequestError, choose
 from testbed.problem.task import Task
-from testbed.tasks import digits, paper
+from testbed.tasks import digits, paper, zipf
 
 # Other sources of lessons: a data set of a paper's task, or photographs for the digits.
 LESSONS: Mapping[str, Stream | Callable[[], Part]] = MappingProxyType(
@@ -72,7 +72,14 @@ DIGITS_OTHER = dataclasses.replace(
 TASKS: Mapping[str, Task] = MappingProxyType(
     {
         task.name: task
-        for task in (digits.DIGITS, digits.ENSEMBLE, digits.RESNET, DIGITS_OTHER, *paper.PAPER)
+        for task in (
+            digits.DIGITS,
+            digits.ENSEMBLE,
+            digits.RESNET,
+            DIGITS_OTHER,
+            zipf.ZIPF_MLP,
+            *paper.PAPER,
+        )
     }
 )
 

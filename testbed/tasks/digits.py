@@ -22,15 +22,22 @@ CROP = AffineCrop(rotation=5.0, zoom=(0.9, 1.1), stretch=1.05, shift=0.03, fill=
 
 DIGITS = Task(
     name="digits",
-    summary="1,020 real 8x8 digits; ConvNet teacher, student MLP of six layers of 64",
+    summary="1,020 real 8x8 digits; ConvNet teacher, student MLP of three layers of 128",
     source=digits.load,
     augment=CROP,
-    student=MLP(widths=(64,) * 6, classes=10),
+    student=MLP(widths=(128,) * 3, classes=10),
     teachers=(TEACHERS["digits-a"],),
     temperature=2.0,
-    batch_size=512,
+    batch_size=256,
     horizons=MappingProxyType({"short": 1_000, "medium": 4_000, "long": 16_000}),
-    target=Target("validation_kl", 0.05, "min"),
+    target=Target("validation_mixed_kl", 0.08, "min"),
+    measure_every=100,
+    views_per_input=2,
+    mixed_per_input=128,
+    # The law of the lessons: function matching lowers this one KL. It scatters a third as much between
+    # students as KL on views that are not mixed, and falls faster (docs/digits.md).
+    decides="mixed_kl",
+    version=3,
 )
 
 ENSEMBLE = dataclasses.replace(
@@ -46,6 +53,5 @@ RESNET = dataclasses.replace(
     summary="the same with a small BiT ResNet (GroupNorm, weight standardization) as student",
     student=BiT(depths=(1, 1), width=8, groups=4, classes=10, root="small"),
     batch_size=128,
-    views_per_input=3,
-    version=2,  # nested parameters, and so other first weights
+    mixed_per_input=48,
 )

@@ -250,7 +250,9 @@ class Alone:
     def measure(self) -> None:
         """See Runner."""
         with self.ledger.on("eval_s"):
-            scores: Mapping[str, Any] = self._compiled.evaluate(self.params)
+            scores: Mapping[str, Any] = self._compiled.evaluate(
+                self.params, self.step == self._trial.total_steps
+            )
             if self._diagnose:
                 scores = {**scores, **self._diagnose(*self._next_step())}
         with self.ledger.on("record_s"):

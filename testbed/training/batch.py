@@ -294,8 +294,8 @@ class Together:
     def measure(self) -> None:
         """See Runner."""
         with self.ledger.on("eval_s"):
-            pairs = zip(self._groups, self._states, strict=True)
-            scores = [row for group, state in pairs for row in group.evaluate(state)]
+            pairs, end = zip(self._groups, self._states, strict=True), self.step == self._total_steps
+            scores = [row for group, state in pairs for row in group.evaluate(state, end)]
         with self.ledger.on("record_s"):
             for i in np.flatnonzero(self._finite).tolist():
                 self._writers.measure(i, self.step, scores[i])

@@ -65,7 +65,7 @@ class GroupPrograms(NamedTuple):
     init: Callable[[Members, Params | None], State]  # parameters to start from -> states [n]
     train: Any  # states, members, lessons [k], first step, stop -> states
     eval_params: Callable[[State], Params]  # states -> parameters [n] to evaluate
-    evaluate: Callable[[Params], Scores]
+    evaluate: Callable[[Params, bool], Scores]  # parameters [n], whether it is the end
     params: Params  # shapes of one student's parameters
     sha256: str  # of `train`, as it was traced
 
@@ -87,9 +87,9 @@ class Group(NamedTuple):
         """States after step `stop`, unless they diverged; lessons are those of steps from `first` on."""
         return self.programs.train(states, self.members, lessons, np.int32(first), np.int32(stop))
 
-    def evaluate(self, states: State) -> Scores:
-        """Scores of each trial."""
-        return self.programs.evaluate(self.programs.eval_params(states))[: len(self.trials)]
+    def evaluate(self, states: State, end: bool) -> Scores:
+        """Scores of each trial; `end`: of its schedule."""
+        return self.programs.evaluate(self.programs.eval_params(states), end)[: len(self.trials)]
 
 
 @functools.lru_cache(maxsize=KEPT)
@@ -312,28 +312,28 @@ def _map_sequential(f: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 def _make_evaluate(
     problem: Problem, student: Student, each: Callable[..., Any], params: Params
-) -> Callable[[Params], Scores]:
+) -> Callable[[Params, bool], Scores]:
     """Scores of each of [n] parameters: in one program if held-out data fit the devices."""
     n = jax.tree.leaves(params)[0].shape[0]
     if problem.eval_data is None:
         one = _shaped(_first(params), devices.replicated())
         evaluate_one = problem.compile_evaluate(student, one)
 
-        def one_after_the_other(params: Params) -> Scores:
+        def one_after_the_other(params: Params, end: bool) -> Scores:
             on_host = jax.device_get(params)
-            return [evaluate_one(jax.tree.map(lambda x, i=i: x[i], on_host)) for i in range(n)]
+            return [evaluate_one(jax.tree.map(lambda x, i=i: x[i], on_host), end) for i in range(n)]
 
         return one_after_the_other
 
-    def evaluate_all(params: Params, data: EvalData) -> dict[str, Array]:
-        return each(lambda p: evaluate(problem.task, student, p, data))(params)
+    def evaluate_all(params: Params, data: EvalData, end: Array) -> dict[str, Array]:
+        return each(lambda p: evaluate(problem.task, student, p, data, end))(params)
 
     sharded, data = devices.batch_sharded(), problem.eval_data
     on_devices = jax.jit(devices.shard_map_trials(evaluate_all, 1), out_shardings=sharded)
-    compiled = on_devices.lower(params, data).compile()
+    compiled = on_devices.lower(params, data, np.bool_(True)).compile()
 
-    def all_at_once(params: Params) -> Scores:
-        scores = jax.device_get(compiled(params, data))
+    def all_at_once(params: Params, end: bool) -> Scores:
+        scores = jax.device_get(compiled(params, data, np.bool_(end)))
         return [{name: values[i] for name, values in scores.items()} for i in range(n)]
 
     return all_at_once

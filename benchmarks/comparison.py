@@ -1,0 +1,379 @@
+"""A comparison at matched quality: in how many steps does each optimizer end where the baseline ends?
+
+    scout -> Plan -> carry_out -> log steps of each optimizer in each block
+
+*Scouting* runs each optimizer at a ladder of horizons, and finds the horizon at which it ends at the
+quality that the baseline has at the task's horizon. The *plan* fixes these horizons, the local exponents,
+and how many blocks there may be; from then on everything follows from it. A *block* is one seed of
+lessons with some students of each optimizer, at its own horizon. A pilot of blocks shows their spread,
+and so how many are needed (Stein 1945; `analysis.statistics.crowds`). Scouting, the pilot's blocks and
+all others have lessons and students of their own.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analysis.statistics import crowds
+from benchmarks.trials import make_trial
+from optimizers.spec import Spec
+from testbed import records
+from testbed.errors import RequestError
+from testbed.problem.problem import Problem
+from testbed.training.trial import Trial
+
+Run = Callable[[Sequence[Trial], Path], None]  # runs unfinished trials, into a folder of records
+Array = NDArray[np.float64]
+
+PILOT = 6  # blocks
+FEWEST_STEPS = 10  # a shorter schedule is none
+RUNGS = (-2, -1, 0, 1)  # of the ladder: powers of the root of 2, times the task's horizon
+LOWEST, HIGHEST = -8, 4  # a sixteenth of the horizon, and four times
+NEAR = 0.05  # horizons that differ by less, in logarithms, are one: their students share lessons
+BLOCKS = 1024  # seeds of one comparison; the last is for scouting
+FIRST = 2**30  # of the lessons' seeds, which no `--seeds N` comes near
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """One of the optimizers that are compared.
+
+    Attributes:
+      opt: the word after `--opt`.
+      spec: what it stands for.
+      hyperparameters: those that replace its defaults.
+    """
+
+    opt: str
+    spec: Spec
+    hyperparameters: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """As in records."""
+        return self.spec.name
+
+
+@dataclasses.dataclass(frozen=True)
+class Design:
+    """All that determines the trials of a comparison, before anything has run.
+
+    Attributes:
+      problem: what is learned.
+      arms: two optimizers or more.
+      baseline: the name of one of them.
+      steps: the horizon whose end, of the baseline, is the quality to be matched.
+      students: of each optimizer in a block.
+      seed: of all lessons and students; another one repeats the comparison on fresh ones.
+    """
+
+    problem: Problem
+    arms: tuple[Arm, ...]
+    baseline: str
+    steps: int
+    students: int = 8
+    seed: int = 0
+
+    @property
+    def metric(self) -> str:
+        """The measurement that decides."""
+        return f"test_{self.problem.task.decides}"
+
+    def trials(self, arm: Arm, steps: int, block: int) -> list[Trial]:
+        """The students of one optimizer in one block, at a horizon. No other block or arm has them."""
+        place = (self.seed * BLOCKS + block) * len(self.arms) + self.arms.index(arm)
+        return [
+            make_trial(
+                self.problem,
+                arm.spec,
+                steps,
+                place * self.students + i,
+                arm.hyperparameters,
+                lesson_seed=FIRST + self.seed * BLOCKS + block,
+            )
+            for i in range(self.students)
+        ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Match:
+    """Where one optimizer ends at the quality that is matched.
+
+    Attributes:
+      steps: the horizon; None: it is beyond the ladder, or more steps do not help.
+      exponent: of the metric in steps there, above 0.
+      bound: "at least" or "at most": `steps` is not known, but it is beyond `limit` on that side.
+      limit: the last horizon that was tried on that side.
+      ladder: horizon -> the metric at its end, the geometric mean of its students.
+      diverged: of the students at the task's horizon.
+    """
+
+    steps: int | None
+    exponent: float
+    bound: str
+    limit: int
+    ladder: Mapping[int, float]
+    diverged: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a comparison does after scouting; nothing that it finds changes it.
+
+    Attributes:
+      quality: the metric that is matched.
+      matches: of each optimizer, by name.
+      precision: the ratio that is to be told from 1, in nine of ten comparisons.
+      pilot: blocks that the spread is estimated from.
+      most: blocks that there may be.
+      block_seconds: what a block takes, as scouting found it.
+    """
+
+    quality: float
+    matches: Mapping[str, Match]
+    precision: float
+    pilot: int
+    most: int
+    block_seconds: float
+
+    @property
+    def matched(self) -> dict[str, int]:
+        """Optimizers of which the horizon is known, and that."""
+        return {name: match.steps for name, match in self.matches.items() if match.steps is not None}
+
+
+def scout(design: Design, run: Run, out: Path) -> tuple[float, dict[str, Match]]:
+    """The quality that is matched, and where each optimizer ends at it.
+
+    Raises:
+      RequestError: the baseline itself does not get better with more steps.
+    """
+    rungs = {arm.name: set(RUNGS) for arm in design.arms}
+    while True:
+        _run_ladder(design, rungs, run, out)
+        curves = {arm.name: _curve(design, arm, rungs[arm.name], out) for arm in design.arms}
+        base, start = curves[design.baseline], math.log(design.steps)
+        if not base.exponent_at(start) > 0:
+            raise RequestError(
+                f"--baseline {design.baseline}: more steps do not make it better at {design.steps} "
+                "steps; choose another, or another horizon"
+            )
+        quality = base.value_at(start)
+        more = {
+            name: _missing(curve, rungs[name], quality)
+            for name, curve in curves.items()
+            if name != design.baseline
+        }
+        if not any(more.values()):
+            break
+        for name, missing in more.items():
+            rungs[name] |= missing
+    matches = {arm.name: _match(design, arm, curves[arm.name], quality, out) for arm in design.arms}
+    run(_block(design, _horizons(matches), BLOCKS - 1), out)
+    return math.exp(quality), matches
+
+
+def rung_steps(steps: int, rung: int) -> int:
+    """The horizon of a rung."""
+    return max(FEWEST_STEPS, round(steps * 2 ** (rung / 2)))
+
+
+def _run_ladder(design: Design, rungs: Mapping[str, set[int]], run: Run, out: Path) -> None:
+    run(
+        [
+            trial
+            for rung in sorted(set().union(*rungs.values()))
+            for arm in design.arms
+            if rung in rungs[arm.name]
+            for trial in design.trials(arm, rung_steps(design.steps, rung), BLOCKS - 1)
+        ],
+        out,
+    )
+
+
+def _curve(design: Design, arm: Arm, rungs: set[int], out: Path) -> crowds.Curve:
+    horizons = sorted({rung_steps(design.steps, rung) for rung in rungs})
+    ends = [
+        np.mean(log_ends(design.trials(arm, steps, BLOCKS - 1), out, design.metric))
+        for steps in horizons
+    ]
+    return crowds.Curve(np.log(horizons), np.array(ends))
+
+
+def _missing(curve: crowds.Curve, rungs: set[int], quality: float) -> set[int]:
+    """Rungs that are needed to find the quality, and were not tried; none where it is found or lost."""
+    if curve.steps_at(quality) is not None:
+        return set()
+    low, high = min(rungs), max(rungs)
+    below = {low - 1, low - 2} if low > LOWEST else set()
+    above = {high + 1, high + 2} if high < HIGHEST else set()
+    if curve.log_metric[-1] > quality:
+        return above
+    return below if curve.log_metric[0] <= quality else below | above
+
+
+def _match(design: Design, arm: Arm, curve: crowds.Curve, quality: float, out: Path) -> Match:
+    horizons = [round(steps) for steps in np.exp(curve.log_steps)]
+    ladder = dict(zip(horizons, map(float, np.exp(curve.log_metric)), strict=True))
+    at_horizon = design.trials(arm, design.steps, BLOCKS - 1)
+    diverged = sum(_is_lost(records.read(trial.record_path(out))) for trial in at_horizon)
+    start = math.log(design.steps)
+    at = start if arm.name == design.baseline else curve.steps_at(quality)
+    if at is not None and abs(at - start) < NEAR:
+        at = start
+    exponent = curve.exponent_at(start if at is None else at)
+    if at is not None and exponent > 0:
+        return Match(max(FEWEST_STEPS, round(math.exp(at))), exponent, "", 0, ladder, diverged)
+    slower = bool(curve.log_metric[-1] > quality)
+    bound, limit = ("at least", horizons[-1]) if slower else ("at most", horizons[0])
+    return Match(None, exponent, bound, limit, ladder, diverged)
+
+
+def _horizons(matches: Mapping[str, Match]) -> dict[str, int]:
+    return {name: match.steps for name, match in matches.items() if match.steps is not None}
+
+
+def _block(design: Design, horizons: Mapping[str, int], block: int) -> list[Trial]:
+    """The trials of a block; those of one horizon are next to each other, and share lessons."""
+    return [
+        trial
+        for steps in sorted({*horizons.values()})
+        for arm in design.arms
+        if horizons.get(arm.name) == steps
+        for trial in design.trials(arm, steps, block)
+    ]
+
+
+def make_plan(
+    design: Design,
+    run: Run,
+    out: Path,
+    *,
+    precision: float,
+    minutes: float,
+    at_once: int = 1,
+    pilot: int = PILOT,
+) -> Plan:
+    """Scouts, and fixes all that follows.
+
+    Args:
+      design: the comparison.
+      run: runs trials.
+      out: folder of records.
+      precision: see Plan.
+      minutes: for scouting, pilot and main blocks together.
+      at_once: how many jobs run at a time.
+      pilot: see Plan.
+    """
+    quality, matches = scout(design, run, out)
+    spent = seconds_of(
+        [
+            trial
+            for arm in design.arms
+            for steps in {*matches[arm.name].ladder, matches[arm.name].steps or design.steps}
+            for trial in design.trials(arm, steps, BLOCKS - 1)
+        ],
+        out,
+        whole=True,
+    )
+    block = seconds_of(_block(design, _horizons(matches), BLOCKS - 1), out)
+    affordable = int((60 * minutes - spent / at_once) / block * at_once)
+    most = min(max(pilot, affordable), BLOCKS - 1)
+    return Plan(quality, matches, precision, pilot, most, block / at_once)
+
+
+def seconds_of(trials: Sequence[Trial], out: Path, *, whole: bool = False) -> float:
+    """What trials took, from their batches' ledgers: a batch counts once. `whole`: with compilation."""
+    batches = {}
+    for trial in trials:
+        path = trial.record_path(out)
+        record = records.read(path)
+        ledger = (record.end or {}).get("ledger", {})
+        off = 0.0 if whole else ledger.get("compile_s", 0.0)
+        batches[record.header.get("batch", {}).get("id", path.stem)] = ledger.get("wall_s", 0.0) - off
+    return float(sum(batches.values()))
+
+
+def carry_out(
+    design: Design,
+    plan: Plan,
+    run: Run,
+    out: Path,
+    stage: Callable[[str, int], None] = lambda name, blocks: None,
+) -> dict[str, Array]:
+    """Runs the pilot, and then as many blocks as the precision needs and the plan allows.
+
+    Args:
+      design: the comparison.
+      plan: of `make_plan`, for this design.
+      run: runs trials.
+      out: folder of records.
+      stage: called before each stage, with its name and its number of blocks.
+
+    Returns:
+      Name -> log steps that each block needs for the quality, [blocks]; of those that are matched.
+    """
+
+    def run_blocks(blocks: range) -> None:
+        run([trial for block in blocks for trial in _block(design, plan.matched, block)], out)
+
+    stage("pilot", plan.pilot)
+    run_blocks(range(plan.pilot))
+    times = log_times(design, plan, plan.pilot, out)
+    needed = [
+        crowds.blocks_needed(times[name] - times[design.baseline], plan.precision)
+        for name in times
+        if name != design.baseline
+    ]
+    blocks = min(max([plan.pilot, *needed]), plan.most)
+    if blocks > plan.pilot:
+        stage("main", blocks - plan.pilot)
+        run_blocks(range(plan.pilot, blocks))
+    return log_times(design, plan, blocks, out)
+
+
+def log_times(design: Design, plan: Plan, blocks: int, out: Path) -> dict[str, Array]:
+    """Name -> log steps that each of the first blocks needs for the quality, [blocks]."""
+    times = {}
+    for arm in design.arms:
+        if (steps := plan.matched.get(arm.name)) is not None:
+            ends = [
+                log_ends(design.trials(arm, steps, block), out, design.metric) for block in range(blocks)
+            ]
+            exponent = plan.matches[arm.name].exponent
+            times[arm.name] = crowds.log_times(
+                np.array(ends), math.log(steps), math.log(plan.quality), exponent
+            )
+    return times
+
+
+def log_ends(trials: Sequence[Trial], out: Path, metric: str) -> Array:
+    """Logarithms of a metric at the ends of trials, [trials].
+
+    A trial that is lost has the metric of its untrained student.
+    """
+    return np.array([*_log_ends(trials, out, metric)])
+
+
+def _log_ends(trials: Sequence[Trial], out: Path, metric: str) -> Iterator[float]:
+    for trial in trials:
+        record = records.read(trial.record_path(out))
+        row = record.measurements[0 if _is_lost(record) else -1]
+        value = row.get(metric)
+        if value is None or not value > 0:
+            raise RequestError(
+                f"{trial.record_path(out)}: its {metric} is {value}, which has no logarithm; choose a "
+                "task whose metric stays above 0"
+            )
+        yield math.log(value)
+
+
+def _is_lost(record: records.Record) -> bool:
+    last = record.measurements[-1]
+    finished = record.end is not None and record.end["status"] == "finished"
+    return not finished or any(isinstance(v, float) and not math.isfinite(v) for v in last.values())
