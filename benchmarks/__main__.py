@@ -15,6 +15,7 @@ COMMANDS: Mapping[str, str] = {  # subcommand -> its module, which has main()
     "race": "benchmarks.race",
     "report": "analysis.report",
     "resolution": "benchmarks.resolution",
+    "calibrate": "benchmarks.calibrate",
     "study": "benchmarks.study",
     "prepare": "benchmarks.prepare",
     "throughput": "benchmarks.throughput",

@@ -9,6 +9,7 @@ In a notebook, from records to a figure:
 """
 
 from analysis.figures.axes import save
+from analysis.figures.calibration import calibration
 from analysis.figures.cost_split import cost_split
 from analysis.figures.overfitting import overfitting
 from analysis.figures.patience import patience
@@ -24,6 +25,7 @@ __all__ = [
     "AXES",
     "Style",
     "Styles",
+    "calibration",
     "cost_split",
     "overfitting",
     "patience",
