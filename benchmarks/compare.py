@@ -2,11 +2,11 @@
 
     python benchmarks/compare.py --opt my_optimizer.py --opt adam
 
-All are tuned alike. Then crowds of students run to the ends of their schedules: first few, at a ladder of
-horizons, to find where each optimizer ends at the quality that the baseline has at the task's horizon;
-then as many there as the asked precision needs (a pilot estimates that), or as the minutes allow. It
-prints a sentence for each pair, and writes verdict.json and the report. The same command goes on where it
-was interrupted, and changes nothing once it is done. docs/statistics.md says why the intervals hold.
+All are tuned alike. Then crowds of students run to the ends of their schedules: first few, at a ladder
+of horizons, to find where each optimizer ends at the quality that the baseline has at the task's
+horizon; then as many there as the precision needs (a pilot estimates that), or as the minutes allow.
+It prints a sentence for each pair, and writes verdict.json and the report. The same command goes on
+where it was interrupted, and changes nothing once it is done. docs/statistics.md has the statistics.
 """
 
 if __name__ == "__main__":
@@ -52,7 +52,7 @@ FIXED: Mapping[str, Any] = {
     "no_tune": False,
     "points": POINTS,
     "extend": False,
-    "precision": PRECISION,
+    "ratio": PRECISION,
     "minutes": MINUTES,
     "students": STUDENTS,
     "seed": 0,
@@ -111,7 +111,7 @@ def complete(args: argparse.Namespace) -> dict[str, Any] | None:
         if given in (None, [], False):
             setattr(args, name, value)
         elif frozen is not None and given != value:
-            option = f"--{name.replace('_', '-')}"
+            option = f"--{'precision' if name == 'ratio' else name.replace('_', '-')}"
             raise RequestError(
                 f"{option} {given}: the plan {args.plan} has {value}; leave {option} out, or make "
                 "another plan"
@@ -120,8 +120,8 @@ def complete(args: argparse.Namespace) -> dict[str, Any] | None:
         raise RequestError(
             "--opt: name two optimizers or more, such as --opt my_optimizer.py --opt adam"
         )
-    if not args.precision > 1.001:
-        raise RequestError(f"--precision {args.precision:g}: give a ratio above 1.001, such as 1.05")
+    if not args.ratio > 1.001:
+        raise RequestError(f"--precision {args.ratio:g}: give a ratio above 1.001, such as 1.05")
     if not 0 < args.minutes < 10**6:
         raise RequestError(f"--minutes {args.minutes:g}: give a number above 0")
     if args.no_tune and args.extend:
@@ -204,15 +204,15 @@ def plan_of(
         plans.require_same(args.plan, frozen, design)
         return plans.from_json(frozen), 1
     request = {name: getattr(args, name) for name in FIXED}
-    budget = (args.precision, args.minutes)
+    budget = (args.ratio, args.minutes)
     known = sorted(folder.glob("plan-*.json"))
     before = [plans.read(path) for path in known]
-    contents = [c for c in before if (c["request"]["precision"], c["request"]["minutes"]) == budget]
+    contents = [c for c in before if (c["request"]["ratio"], c["request"]["minutes"]) == budget]
     if contents:
         plan, content = plans.from_json(contents[0]), contents[0]
     else:
         print("scouting: where each optimizer ends at one quality", flush=True)
-        options = {"precision": args.precision, "minutes": args.minutes, "at_once": at_once}
+        options = {"precision": args.ratio, "minutes": args.minutes, "at_once": at_once}
         plan = make_plan(design, run, folder / "scouting", **options)
         content = plans.as_json(design, plan, request)
         plans.write(folder / f"plan-{len(known) + 1}.json", content)
@@ -294,13 +294,14 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--extend",
         action="store_true",
-        help="search as many points again of each: beyond the edge of its space, where the best is there",
+        help="search as many points again of each; beyond an edge of its space, if the best is there",
     )
     p.add_argument(
         "--precision",
+        dest="ratio",
         type=float,
         metavar="R",
-        help=f"the ratio to be told from 1, in nine of ten comparisons; default: {PRECISION}",
+        help=f"the ratio to be detected, in nine of ten comparisons; default: {PRECISION}",
     )
     p.add_argument(
         "--minutes",
@@ -331,6 +332,6 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--report", type=Path, default=Path("report"), metavar="DIR", help="default: report")
     add_debug_option(p)
     add_engine_options(p)
-    add_task_options(p)
+    add_task_options(p, precision=False)
     p.set_defaults(**dict.fromkeys(("task", "protocol", "horizon", "steps", "lessons_from")))
     return p

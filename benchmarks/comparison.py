@@ -136,7 +136,7 @@ class Plan:
     Attributes:
       quality: the metric that is matched.
       matches: of each optimizer, by name.
-      precision: the ratio that is to be told from 1, in nine of ten comparisons.
+      precision: the ratio that is to be detected, in nine of ten comparisons.
       pilot: blocks that the spread is estimated from.
       most: blocks that there may be.
       block_seconds: what a block takes, as scouting found it.
@@ -333,14 +333,14 @@ class Outcome:
         return crowds.two_stage(self.times[first] - self.times[second], self.pilot, aiming)
 
     def smallest(self, first: str, second: str) -> float:
-        """The smallest ratio that this comparison could have told from 1 (80 % power, 5 %)."""
+        """The smallest ratio that this comparison could have detected (80 % power, 5 %)."""
         aiming = math.hypot(self.aiming[first], self.aiming[second])
         spread = float(np.std((self.times[first] - self.times[second])[: self.pilot], ddof=1))
         error = math.hypot(spread / math.sqrt(self.blocks), aiming)
         return crowds.smallest_ratio(error, 1, self.pilot - 1)
 
     def needed(self, first: str, second: str, precision: float) -> int:
-        """Blocks in all that tell a ratio from 1, by Stein's rule."""
+        """Blocks in all that detect a ratio, by Stein's rule."""
         pilot = (self.times[first] - self.times[second])[: self.pilot]
         return crowds.blocks_needed(pilot, precision)
 

@@ -20,8 +20,16 @@ from testbed.training.optimizer import from_spec, require_effect
 from testbed.training.trial import InitCheckpoint, Trial
 
 
-def add_task_options(p: argparse.ArgumentParser, *, protocol: bool = True) -> None:
-    """The options that say what is learned, and where; `choose_task` reads them."""
+def add_task_options(
+    p: argparse.ArgumentParser, *, protocol: bool = True, precision: bool = True
+) -> None:
+    """The options that say what is learned, and where; `choose_task` reads them.
+
+    Args:
+      p: gets the options.
+      protocol: whether there is --protocol.
+      precision: whether there is --precision; if not, it is auto.
+    """
     p.add_argument(
         "--task",
         default="digits",
@@ -44,12 +52,14 @@ def add_task_options(p: argparse.ArgumentParser, *, protocol: bool = True) -> No
         "--lessons-from", metavar="NAME", help=f"training images of other data: {', '.join(LESSONS)}"
     )
     where = p.add_argument_group("where it runs")
-    where.add_argument(
-        "--precision",
-        default="auto",
-        choices=["auto", "float32", "bfloat16"],
-        help="of activations and convolutions; auto: bfloat16 on accelerators, float32 on CPU",
-    )
+    p.set_defaults(precision="auto")
+    if precision:
+        where.add_argument(
+            "--precision",
+            default="auto",
+            choices=["auto", "float32", "bfloat16"],
+            help="of activations and convolutions; auto: bfloat16 on accelerators, float32 on CPU",
+        )
     where.add_argument("--devices", type=count, metavar="N", help="default: all")
     where.add_argument(
         "--hosts", metavar="auto|HOST:PORT", help="join several hosts; auto on TPU pods and SLURM"

@@ -29,11 +29,11 @@ class Pair:
       second: name.
       ratio: steps that the first needs, as a share of those that the second does.
       students: of each.
-      smallest: the smallest ratio that could have been told from 1 (80 % power, 5 %); NaN: unknown.
+      smallest: the smallest ratio that could have been detected (80 % power, 5 %); NaN: unknown.
       answer: about the first.
-      more_students: of each, that would tell `would_tell` from 1; 0: none are needed.
+      more_students: of each, that would detect `detects`; 0: none are needed.
       more_minutes: what they would take.
-      would_tell: a ratio.
+      detects: a ratio.
     """
 
     first: str
@@ -44,14 +44,14 @@ class Pair:
     answer: Answer
     more_students: int = 0
     more_minutes: float = 0.0
-    would_tell: float = math.nan
+    detects: float = math.nan
 
     def sentence(self, metric: str, quality: float) -> str:
         """The answer in words."""
         where = f"at matched quality ({metric} {quality:.3g})"
         count = f"{self.students} students each"
         interval = f"{self.ratio.value:.3f} [{self.ratio.low:.3f}, {self.ratio.high:.3f}]"
-        could = f"{count}, which could have told {self.smallest:.3f} from 1"
+        could = f"{count}, which could have detected {self.smallest:.3f}"
         if self.ratio.bound:
             verb = "does not end" if self.answer == "slower" else "ends below that"
             return (
@@ -70,7 +70,7 @@ class Pair:
             )
         more = (
             f"; {self.more_students} students more of each, about {self.more_minutes:.1f} minutes, would "
-            f"tell {self.would_tell:.3f}"
+            f"detect {self.detects:.3f}"
         )
         return (
             f"{self.first} and {self.second}: undecided: {interval} of the steps {where}; {could}{more}"
@@ -98,15 +98,15 @@ def _measured(design: Design, plan: Plan, outcome: Outcome, first: str, second: 
     pair = Pair(first, second, ratio, students, outcome.smallest(first, second), answer)
     if answer != "undecided":
         return pair
-    tells = precision
+    detects = precision
     if outcome.needed(first, second, precision) <= outcome.blocks:  # and yet it is too near to 1
-        tells = 1 + max(0.001, abs(math.log(ratio.value)))
-    blocks = max(1, outcome.needed(first, second, tells) - outcome.blocks)
+        detects = 1 + max(0.001, abs(math.log(ratio.value)))
+    blocks = max(1, outcome.needed(first, second, detects) - outcome.blocks)
     return dataclasses.replace(
         pair,
         more_students=blocks * design.students,
         more_minutes=blocks * plan.block_seconds / 60,
-        would_tell=tells,
+        detects=detects,
     )
 
 
@@ -134,8 +134,8 @@ def warnings(
     """
     if asked > 1:
         yield (
-            f"This comparison was asked for {asked} times, with other precisions or minutes: whoever "
-            "stops at the answer that pleases has wider intervals than these; --plan fixes it beforehand."
+            f"This comparison was requested {asked} times, with other precisions or minutes: choosing "
+            "among answers makes these intervals too narrow; --plan fixes the request beforehand."
         )
     for name, found in tuned.items():
         for hyperparameter, edge in found.get("edges", {}).items():

@@ -309,10 +309,10 @@ def test_search_points_fill_the_space_and_are_the_same_each_time():
     points = search.points(spec, 64)
     assert points == search.points(spec, 64)
     assert points[:5] == search.points(spec, 5)
-    for name, search in spec.space.items():
+    for name, given in spec.space.items():
         values = [point[name] for point in points]
-        assert search.low <= min(values) < search.low * 1.3
-        assert search.high / 1.3 < max(values) <= search.high
+        assert given.low <= min(values) < given.low * 1.3
+        assert given.high / 1.3 < max(values) <= given.high
 
 
 def test_the_consistency_study_makes_its_figure_and_table(command, tiny_task, tmp_path):

@@ -78,7 +78,7 @@ class NGram(nn.Module):
 
 ZIPF_MLP = Task(
     name="zipf-mlp",
-    summary="next token of a known source with a Zipf vocabulary; student: an n-gram MLP that can match it",
+    summary="next token of a known source, Zipf vocabulary; n-gram MLP that can match its teacher",
     source=Generated(draw, held_out=4096, arrays=tables),
     student=NGram(),
     teachers=(ExactTeacher("zipf", logits, tables),),
