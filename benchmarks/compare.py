@@ -104,7 +104,7 @@ def complete(args: argparse.Namespace) -> dict[str, Any] | None:
     Raises:
       RequestError: an option contradicts the plan, or there is nothing to compare.
     """
-    frozen = plans.read(args.plan) if args.plan is not None and args.plan.exists() else None
+    frozen = plans.read(args.plan) if args.plan is not None and args.plan.is_file() else None
     planned = FIXED if frozen is None else FIXED | frozen["request"]
     for name, value in planned.items():
         given = getattr(args, name)
@@ -124,6 +124,8 @@ def complete(args: argparse.Namespace) -> dict[str, Any] | None:
         raise RequestError(f"--precision {args.ratio:g}: give a ratio above 1.001, such as 1.05")
     if not 0 < args.minutes < 10**6:
         raise RequestError(f"--minutes {args.minutes:g}: give a number above 0")
+    if args.plan is not None and args.plan.is_dir():
+        raise RequestError(f"--plan {args.plan}: a folder; give a file")
     if args.no_tune and args.extend:
         raise RequestError("--extend: it goes with tuning, not with --no-tune")
     return frozen

@@ -34,8 +34,7 @@ Array = NDArray[np.float64]
 PILOT = 6  # blocks
 SCOUTS = 4  # students of each optimizer at a rung
 FEWEST_STUDENTS, MOST_STUDENTS = 2, 64  # of each optimizer in a block
-LARGEST = 16  # blocks that are made so where nothing else is requested: lessons are shared enough
-MARGIN = 1.5  # by which the pilot's blocks are larger than scouting says is enough
+LARGEST = 16  # of these where nothing else is requested
 FEWEST_STEPS = 10  # a shorter schedule is none
 RUNGS = (-2, -1, 0, 1)  # of the ladder: powers of the root of 2, times the task's horizon
 LOWEST, HIGHEST = -8, 4  # a sixteenth of the horizon, and four times
@@ -311,7 +310,7 @@ def students_for(
     }
     base = variances.pop(design.baseline)
     half = crowds.half_width(precision, pilot - 1)
-    wanted = [MARGIN * crowds.students_needed(base + v, half, pilot) for v in variances.values()]
+    wanted = [crowds.students_needed(base + v, half, pilot) for v in variances.values()]
     return min(max(FEWEST_STUDENTS, *map(math.ceil, wanted), 0), LARGEST)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from benchmarks.comparison import Design, Match, Plan
 from testbed import plugins, records
+from testbed.cli import unwritable
 from testbed.errors import RequestError
 from testbed.training.optimizer import from_spec
 
@@ -97,7 +98,10 @@ def read(path: Path) -> dict[str, Any]:
 
 def write(path: Path, content: Mapping[str, Any]) -> None:
     """Writes a plan's file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable("--plan", path, error) from error
     records.replace(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
 
 

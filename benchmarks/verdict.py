@@ -68,11 +68,11 @@ class Pair:
                 f"{self.first} and {self.second}: no difference larger than {largest:.1%} "
                 f"({interval} of the steps {where}; {could})"
             )
-        more = (
-            f"{could}; {self.more_students} students more of each, about {self.more_minutes:.1f} minutes, would "
-            f"detect {self.detects:.3f}"
+        more = f"{self.more_students} students more of each, about {self.more_minutes:.1f} minutes"
+        return (
+            f"{self.first} and {self.second}: undecided: {interval} of the steps {where}; {could}; "
+            f"{more}, would detect {self.detects:.3f}"
         )
-        return f"{self.first} and {self.second}: undecided: {interval} of the steps {where}; {more}"
 
 
 def pairs(design: Design, plan: Plan, outcome: Outcome) -> Iterator[Pair]:

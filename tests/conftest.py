@@ -47,6 +47,7 @@ def make_tiny() -> Task:
         batch_size=32,
         measure_every=10,
         views_per_input=1,
+        mixed_per_input=4,
     )
 
 

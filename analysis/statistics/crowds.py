@@ -183,7 +183,7 @@ def blocks_needed(pilot: ArrayLike, precision: float) -> int:
 def students_needed(variance: float, half: float, blocks: int) -> float:
     """Students of each side in a block whose mean log ratio has an interval of this half-width.
 
-    variance: of a student of the one side and of one of the other, added; their log steps are independent.
+    variance: of log steps of a student of the one side and of one of the other, added.
     """
     return variance * (_t(blocks - 1, (1 + LEVEL) / 2) / half) ** 2 / blocks
 

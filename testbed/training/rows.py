@@ -147,8 +147,7 @@ def header_row(
       checkpointed: whether activations are computed twice, because they do not fit.
       batch: for a batched trial, which is not timed: "id", "size", "vectorized".
     """
-    problem, identity = trial.problem, trial.identity()
-    task = problem.task
+    problem, task, identity = trial.problem, trial.task, trial.identity()
     metrics = {m.name: {k: v for k, v in m._asdict().items() if k != "name"} for m in task.metrics}
     return {
         "kind": "header",
