@@ -11,7 +11,7 @@ import optax
 import pytest
 from jax import random
 
-from benchmarks import run
+from benchmarks import jobs, run
 from optimizers import registry
 from optimizers.wrappers.slowed import active_steps, idling, slowed
 from testbed import records
