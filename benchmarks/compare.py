@@ -43,7 +43,7 @@ from testbed.errors import RequestError
 from testbed.problem.problem import Problem
 from testbed.training.trial import Trial
 
-POINTS, STUDENTS, PRECISION, MINUTES = 12, 8, 1.05, 10.0
+POINTS, PRECISION, MINUTES = 12, 1.05, 10.0
 # What a plan fixes, with defaults; the other options say where it runs and where it is written.
 FIXED: Mapping[str, Any] = {
     "opt": None,
@@ -54,7 +54,7 @@ FIXED: Mapping[str, Any] = {
     "extend": False,
     "ratio": PRECISION,
     "minutes": MINUTES,
-    "students": STUDENTS,
+    "students": None,
     "seed": 0,
     "task": "digits",
     "protocol": "function_matching",
@@ -229,7 +229,7 @@ def announcer(design: Design, plan: Plan) -> Any:
 
     def announce(stage: str, blocks: int) -> None:
         minutes = blocks * plan.block_seconds / 60
-        each = f"{blocks} blocks of {design.students} students of each"
+        each = f"{blocks} blocks of {plan.students} students of each"
         print(f"{stage}: {each}, about {minutes:.1f} minutes", flush=True)
 
     return announce
@@ -310,7 +310,10 @@ def parser() -> argparse.ArgumentParser:
         help=f"at most, after tuning; default: {MINUTES:g}. The pilot of {PILOT} blocks always runs",
     )
     p.add_argument(
-        "--students", type=count, metavar="N", help=f"of each optimizer in a block; default: {STUDENTS}"
+        "--students",
+        type=count,
+        metavar="N",
+        help="of each optimizer in a block; default: what the precision needs, 2 to 16",
     )
     p.add_argument(
         "--seed", type=natural, metavar="S", help="another one repeats it on fresh lessons and students"

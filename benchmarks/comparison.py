@@ -32,11 +32,16 @@ Run = Callable[[Sequence[Trial], Path], None]  # runs unfinished trials, into a 
 Array = NDArray[np.float64]
 
 PILOT = 6  # blocks
+SCOUTS = 4  # students of each optimizer at a rung
+FEWEST_STUDENTS, MOST_STUDENTS = 2, 64  # of each optimizer in a block
+LARGEST = 16  # blocks that are made so where nothing else is requested: lessons are shared enough
+MARGIN = 1.5  # by which the pilot's blocks are larger than scouting says is enough
 FEWEST_STEPS = 10  # a shorter schedule is none
 RUNGS = (-2, -1, 0, 1)  # of the ladder: powers of the root of 2, times the task's horizon
 LOWEST, HIGHEST = -8, 4  # a sixteenth of the horizon, and four times
 NEAR = 0.05  # horizons that differ by less, in logarithms, are one: their students share lessons
-BLOCKS = 1024  # seeds of one comparison; the last is for scouting
+BLOCKS = 1024  # seeds of one comparison, and
+SCOUTING = BLOCKS - 1  # of these the one for scouting
 FIRST = 2**30  # of the lessons' seeds, which no `--seeds N` comes near
 
 
@@ -69,7 +74,7 @@ class Design:
       arms: two optimizers or more.
       baseline: the name of one of them.
       steps: the horizon whose end, of the baseline, is the quality to be matched.
-      students: of each optimizer in a block.
+      students: of each optimizer in a block; None: as many as make the pilot about enough.
       seed: of all lessons and students; another one repeats the comparison on fresh ones.
     """
 
@@ -77,7 +82,7 @@ class Design:
     arms: tuple[Arm, ...]
     baseline: str
     steps: int
-    students: int = 8
+    students: int | None = None
     seed: int = 0
 
     @property
@@ -85,19 +90,19 @@ class Design:
         """The measurement that decides."""
         return f"test_{self.problem.task.decides}"
 
-    def trials(self, arm: Arm, steps: int, block: int) -> list[Trial]:
-        """The students of one optimizer in one block, at a horizon. No other block or arm has them."""
+    def trials(self, arm: Arm, steps: int, block: int, students: int) -> list[Trial]:
+        """Students of one optimizer in one block, at a horizon. No other block or arm has them."""
         place = (self.seed * BLOCKS + block) * len(self.arms) + self.arms.index(arm)
         return [
             make_trial(
                 self.problem,
                 arm.spec,
                 steps,
-                place * self.students + i,
+                place * MOST_STUDENTS + i,
                 arm.hyperparameters,
                 lesson_seed=FIRST + self.seed * BLOCKS + block,
             )
-            for i in range(self.students)
+            for i in range(students)
         ]
 
 
@@ -136,6 +141,7 @@ class Plan:
     Attributes:
       quality: the metric that is matched.
       matches: of each optimizer, by name.
+      students: of each optimizer in a block.
       precision: the ratio that is to be detected, in nine of ten comparisons.
       pilot: blocks that the spread is estimated from.
       most: blocks that there may be.
@@ -144,6 +150,7 @@ class Plan:
 
     quality: float
     matches: Mapping[str, Match]
+    students: int
     precision: float
     pilot: int
     most: int
@@ -182,7 +189,6 @@ def scout(design: Design, run: Run, out: Path) -> tuple[float, dict[str, Match]]
         for name, missing in more.items():
             rungs[name] |= missing
     matches = {arm.name: _match(design, arm, curves[arm.name], quality, out) for arm in design.arms}
-    run(_block(design, _horizons(matches), BLOCKS - 1), out)
     return math.exp(quality), matches
 
 
@@ -198,7 +204,7 @@ def _run_ladder(design: Design, rungs: Mapping[str, set[int]], run: Run, out: Pa
             for rung in sorted(set().union(*rungs.values()))
             for arm in design.arms
             if rung in rungs[arm.name]
-            for trial in design.trials(arm, rung_steps(design.steps, rung), BLOCKS - 1)
+            for trial in design.trials(arm, rung_steps(design.steps, rung), SCOUTING, SCOUTS)
         ],
         out,
     )
@@ -207,7 +213,7 @@ def _run_ladder(design: Design, rungs: Mapping[str, set[int]], run: Run, out: Pa
 def _curve(design: Design, arm: Arm, rungs: set[int], out: Path) -> crowds.Curve:
     horizons = sorted({rung_steps(design.steps, rung) for rung in rungs})
     ends = [
-        np.mean(log_ends(design.trials(arm, steps, BLOCKS - 1), out, design.metric))
+        np.mean(log_ends(design.trials(arm, steps, SCOUTING, SCOUTS), out, design.metric))
         for steps in horizons
     ]
     return crowds.Curve(np.log(horizons), np.array(ends))
@@ -228,7 +234,7 @@ def _missing(curve: crowds.Curve, rungs: set[int], quality: float) -> set[int]:
 def _match(design: Design, arm: Arm, curve: crowds.Curve, quality: float, out: Path) -> Match:
     horizons = [round(steps) for steps in np.exp(curve.log_steps)]
     ladder = dict(zip(horizons, map(float, np.exp(curve.log_metric)), strict=True))
-    diverged = _count_lost(design.trials(arm, design.steps, BLOCKS - 1), out)
+    diverged = _count_lost(design.trials(arm, design.steps, SCOUTING, SCOUTS), out)
     start = math.log(design.steps)
     at = start if arm.name == design.baseline else curve.steps_at(quality)
     if at is not None and abs(at - start) < NEAR:
@@ -245,14 +251,14 @@ def _horizons(matches: Mapping[str, Match]) -> dict[str, int]:
     return {name: match.steps for name, match in matches.items() if match.steps is not None}
 
 
-def _block(design: Design, horizons: Mapping[str, int], block: int) -> list[Trial]:
+def _block(design: Design, horizons: Mapping[str, int], block: int, students: int) -> list[Trial]:
     """The trials of a block; those of one horizon are next to each other, and share lessons."""
     return [
         trial
         for steps in sorted({*horizons.values()})
         for arm in design.arms
         if horizons.get(arm.name) == steps
-        for trial in design.trials(arm, steps, block)
+        for trial in design.trials(arm, steps, block, students)
     ]
 
 
@@ -278,20 +284,44 @@ def make_plan(
       pilot: see Plan.
     """
     quality, matches = scout(design, run, out)
-    spent = seconds_of(
-        [
-            trial
-            for arm in design.arms
-            for steps in {*matches[arm.name].ladder, matches[arm.name].steps or design.steps}
-            for trial in design.trials(arm, steps, BLOCKS - 1)
-        ],
-        out,
-        whole=True,
-    )
-    block = seconds_of(_block(design, _horizons(matches), BLOCKS - 1), out)
-    affordable = int((60 * minutes - spent / at_once) / block * at_once)
-    most = min(max(pilot, affordable), BLOCKS - 1)
-    return Plan(quality, matches, precision, pilot, most, block / at_once)
+    students = design.students or students_for(design, matches, precision, pilot, out)
+    block = _block(design, _horizons(matches), SCOUTING, students)
+    run(block, out)  # for its time
+    ladders = [
+        trial
+        for arm in design.arms
+        for steps in matches[arm.name].ladder
+        for trial in design.trials(arm, steps, SCOUTING, SCOUTS)
+    ]
+    spent = seconds_of(ladders, out, whole=True) / at_once
+    block_seconds = seconds_of(block, out) / at_once
+    affordable = int((60 * minutes - spent) / block_seconds)
+    most = min(max(pilot, affordable), SCOUTING)
+    return Plan(quality, matches, students, precision, pilot, most, block_seconds)
+
+
+def students_for(
+    design: Design, matches: Mapping[str, Match], precision: float, pilot: int, out: Path
+) -> int:
+    """Students of each optimizer in a block with which the pilot alone is about precise enough."""
+    variances = {
+        arm.name: _variance(design, arm, match, out)
+        for arm in design.arms
+        if (match := matches[arm.name]).steps is not None
+    }
+    base = variances.pop(design.baseline)
+    half = crowds.half_width(precision, pilot - 1)
+    wanted = [MARGIN * crowds.students_needed(base + v, half, pilot) for v in variances.values()]
+    return min(max(FEWEST_STUDENTS, *map(math.ceil, wanted), 0), LARGEST)
+
+
+def _variance(design: Design, arm: Arm, match: Match, out: Path) -> float:
+    """Of one student's log steps: that of its log metric, pooled over the ladder, by the exponent."""
+    rungs = [
+        log_ends(design.trials(arm, steps, SCOUTING, SCOUTS), out, design.metric)
+        for steps in match.ladder
+    ]
+    return float(np.mean([rung.var(ddof=1) for rung in rungs])) / match.exponent**2
 
 
 def seconds_of(trials: Sequence[Trial], out: Path, *, whole: bool = False) -> float:
@@ -363,7 +393,10 @@ def carry_out(
     """
 
     def run_blocks(blocks: range) -> None:
-        run([trial for block in blocks for trial in _block(design, plan.matched, block)], out)
+        run(
+            [trial for block in blocks for trial in _block(design, plan.matched, block, plan.students)],
+            out,
+        )
 
     stage("pilot", plan.pilot)
     run_blocks(range(plan.pilot))
@@ -384,7 +417,7 @@ def outcome(design: Design, plan: Plan, blocks: int, out: Path) -> Outcome:
     for arm in design.arms:
         if (steps := plan.matched.get(arm.name)) is None:
             continue
-        of_blocks = [design.trials(arm, steps, block) for block in range(blocks)]
+        of_blocks = [design.trials(arm, steps, block, plan.students) for block in range(blocks)]
         ends = np.array([log_ends(trials, out, design.metric) for trials in of_blocks])
         found = _log_times(plan, plan.matches[arm.name], steps, ends)
         times[arm.name], aiming[arm.name] = found

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from analysis.statistics.ratio import Ratio
-from benchmarks.comparison import Design, Outcome, Plan
+from benchmarks.comparison import SCOUTS, Design, Outcome, Plan
 from testbed import plugins, provenance
 from testbed.cli import command_line
 from testbed.training.optimizer import from_spec
@@ -69,12 +69,10 @@ class Pair:
                 f"({interval} of the steps {where}; {could})"
             )
         more = (
-            f"; {self.more_students} students more of each, about {self.more_minutes:.1f} minutes, would "
+            f"{could}; {self.more_students} students more of each, about {self.more_minutes:.1f} minutes, would "
             f"detect {self.detects:.3f}"
         )
-        return (
-            f"{self.first} and {self.second}: undecided: {interval} of the steps {where}; {could}{more}"
-        )
+        return f"{self.first} and {self.second}: undecided: {interval} of the steps {where}; {more}"
 
 
 def pairs(design: Design, plan: Plan, outcome: Outcome) -> Iterator[Pair]:
@@ -94,7 +92,7 @@ def _measured(design: Design, plan: Plan, outcome: Outcome, first: str, second: 
         answer = "faster" if ratio.value < 1 else "slower"
     elif 1 / precision <= ratio.low and ratio.high <= precision:
         answer = "no difference"
-    students = outcome.blocks * design.students
+    students = outcome.blocks * plan.students
     pair = Pair(first, second, ratio, students, outcome.smallest(first, second), answer)
     if answer != "undecided":
         return pair
@@ -104,7 +102,7 @@ def _measured(design: Design, plan: Plan, outcome: Outcome, first: str, second: 
     blocks = max(1, outcome.needed(first, second, detects) - outcome.blocks)
     return dataclasses.replace(
         pair,
-        more_students=blocks * design.students,
+        more_students=blocks * plan.students,
         more_minutes=blocks * plan.block_seconds / 60,
         detects=detects,
     )
@@ -117,7 +115,7 @@ def _bounded(design: Design, plan: Plan, first: str, second: str) -> Pair:
     low, high = (value, inf) if match.bound == "at least" else (0.0, value)
     answer: Answer = "slower" if match.bound == "at least" else "faster"
     ratio = Ratio(value, low, high, math.nan, 1, match.bound)
-    return Pair(first, second, ratio, design.students, math.nan, answer)
+    return Pair(first, second, ratio, SCOUTS, math.nan, answer)
 
 
 def warnings(
@@ -175,7 +173,7 @@ def document(
         "baseline": design.baseline,
         "steps": design.steps,
         "seed": design.seed,
-        "students_per_block": design.students,
+        "students_per_block": plan.students,
         "blocks": {"pilot": plan.pilot, "run": outcome.blocks, "allowed": plan.most},
         "budget": {"precision": plan.precision, "minutes": minutes, "asked": asked},
         "optimizers": [_optimizer(design, plan, outcome, tuned, i) for i in range(len(design.arms))],

@@ -180,6 +180,14 @@ def blocks_needed(pilot: ArrayLike, precision: float) -> int:
     return max(len(values), math.ceil(needed - ROUNDING))
 
 
+def students_needed(variance: float, half: float, blocks: int) -> float:
+    """Students of each side in a block whose mean log ratio has an interval of this half-width.
+
+    variance: of a student of the one side and of one of the other, added; their log steps are independent.
+    """
+    return variance * (_t(blocks - 1, (1 + LEVEL) / 2) / half) ** 2 / blocks
+
+
 def two_stage(values: ArrayLike, pilot: int, aiming: float = 0.0) -> Ratio:
     """The ratio exp(mean) of log ratios, one per block, [n]: the pilot's first, then all others.
 

@@ -79,11 +79,11 @@ class NGram(nn.Module):
 ZIPF_MLP = Task(
     name="zipf-mlp",
     summary="next token of a known source, Zipf vocabulary; n-gram MLP that can match its teacher",
-    source=Generated(draw, held_out=4096, arrays=tables),
+    source=Generated(draw, held_out=1024, arrays=tables),
     student=NGram(),
     teachers=(ExactTeacher("zipf", logits, tables),),
     temperature=1.0,
-    batch_size=512,
+    batch_size=256,
     horizons=MappingProxyType({"short": 500, "medium": 2_000, "long": 8_000}),
     target=Target("validation_kl", 0.05, "min"),
     mix=None,
