@@ -189,7 +189,7 @@ def climb(cells: Sequence[Cell], args: argparse.Namespace, refresh: Callable[[],
                 trial
                 for design in designs
                 for arm in design.arms
-                for trial in design.trials(arm, steps, comparison.BLOCKS - 1)
+                for trial in design.trials(arm, steps, comparison.SCOUTING, comparison.SCOUTS)
             ]
             runner(cell, refresh)(trials, args.out)
 
@@ -217,7 +217,7 @@ def compare(
     ratio = comparison.carry_out(design, plan, run, args.out).ratio(slowed, base)
     steps = plan.matched[slowed]
     return row | {
-        "students": ratio.n * design.students,
+        "students": ratio.n * plan.students,
         "truth": steps / active_steps(steps, cell.factor),
         "ratio": ratio.value,
         "low": ratio.low,
