@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from analysis import figures
 from analysis.output.files import replacing, write_csv
-from analysis.statistics import calibration, crowds
+from analysis.statistics import calibration
 from benchmarks import comparison
 from benchmarks.comparison import Arm, Design, Run
 from benchmarks.jobs import absolute, make_jobs, run_job
@@ -40,7 +40,7 @@ from testbed.cli import Parser, add_debug_option, count, positive, require_writa
 from testbed.errors import RequestError
 from testbed.training.trial import Trial
 
-TASKS = ("digits", "digits-ensemble", "digits-resnet")
+TASKS = ("zipf-mlp", "digits", "digits-ensemble")
 FACTORS = (1.0, 1.05, 1.1, 1.25, 1.5)
 BATCH = 64
 MINUTES = 60.0  # of a comparison, whose blocks are limited by their number instead
@@ -109,7 +109,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--students", type=count, default=4, metavar="N", help="of a block; default: %(default)s"
     )
-    p.add_argument("--blocks", type=count, default=24, metavar="N", help="at most; default: %(default)s")
+    p.add_argument("--blocks", type=count, default=12, metavar="N", help="at most; default: %(default)s")
     p.add_argument(
         "--precision",
         type=number,
@@ -189,7 +189,7 @@ def climb(cells: Sequence[Cell], args: argparse.Namespace, refresh: Callable[[],
                 trial
                 for design in designs
                 for arm in design.arms
-                for trial in design.trials(arm, steps, comparison.BLOCKS - 1)
+                for trial in design.trials(arm, steps, comparison.SCOUTING, comparison.SCOUTS)
             ]
             runner(cell, refresh)(trials, args.out)
 
@@ -214,11 +214,10 @@ def compare(
     }
     if slowed not in plan.matched:
         return row
-    times = comparison.carry_out(design, plan, run, args.out)
-    ratio = crowds.two_stage(times[slowed] - times[base], plan.pilot)
+    ratio = comparison.carry_out(design, plan, run, args.out).ratio(slowed, base)
     steps = plan.matched[slowed]
     return row | {
-        "students": ratio.n * design.students,
+        "students": ratio.n * plan.students,
         "truth": steps / active_steps(steps, cell.factor),
         "ratio": ratio.value,
         "low": ratio.low,

@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from analysis.output.files import replacing, write_csv
 from analysis.statistics import crowds
 from benchmarks import engines
+from benchmarks.comparison import log_ends
 from benchmarks.jobs import make_jobs
 from benchmarks.trials import add_task_options, choose_problem, hyperparameters, make_trial
 from optimizers import registry
@@ -169,7 +170,11 @@ def run(grids: Mapping[str, Mapping[int, Grid]], steps: int, args: argparse.Name
 
 def row(problem: Problem, of: Mapping[int, Grid], steps: int, out: Path) -> dict[str, Any]:
     """A row of the table, from an optimizer's students at all horizons."""
-    ends = {horizon: log_ends(trials, out) for horizon, trials in of.items()}
+    metric = f"test_{problem.task.decides}"
+    ends = {
+        horizon: np.array([log_ends(of_lessons, out, metric) for of_lessons in trials])
+        for horizon, trials in of.items()
+    }
     curve = crowds.Curve(np.log(sorted(ends)), np.array([ends[h].mean() for h in sorted(ends)]))
     exponent = curve.exponent_at(math.log(steps))
     parts = crowds.components(ends[steps], crowds.evaluation_sd(measured_again(problem, of[steps], out)))
@@ -182,7 +187,7 @@ def row(problem: Problem, of: Mapping[int, Grid], steps: int, out: Path) -> dict
         "task": problem.task.name,
         "optimizer": every[0].optimizer.name,
         "total_steps": steps,
-        "decides": f"test_{problem.task.decides}",
+        "decides": metric,
         "students": ends[steps].size,
         "diverged": sum(diverged(trial, out) for trial in every),
         "metric": math.exp(ends[steps].mean()),
@@ -197,21 +202,6 @@ def row(problem: Problem, of: Mapping[int, Grid], steps: int, out: Path) -> dict
         "evaluation_share": costs(every, out)[1],
         "machine": provenance.device()["processor"],
     }
-
-
-def log_ends(trials: Grid, out: Path) -> Array:
-    """The logarithm of the deciding metric at the end, [lessons, first weights].
-
-    A student that diverged is as good as it was before training.
-    """
-    return np.array([[log_end(trial, out) for trial in of_lessons] for of_lessons in trials])
-
-
-def log_end(trial: Trial, out: Path) -> float:
-    """The same of one student."""
-    record = records.read(trial.record_path(out))
-    measured = record.measurements[0 if diverged(trial, out) else -1]
-    return math.log(measured[f"test_{trial.task.decides}"])
 
 
 def diverged(trial: Trial, out: Path) -> bool:
