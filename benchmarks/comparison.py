@@ -14,7 +14,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,13 +32,13 @@ Run = Callable[[Sequence[Trial], Path], None]  # runs unfinished trials, into a 
 Array = NDArray[np.float64]
 
 PILOT = 6  # blocks
-SCOUTS = 4  # students of each optimizer at a rung
+SCOUTS = 6  # students of each optimizer at a rung
 FEWEST_STUDENTS, MOST_STUDENTS = 2, 64  # of each optimizer in a block
 LARGEST = 16  # of these where nothing else is requested
 FEWEST_STEPS = 10  # a shorter schedule is none
 RUNGS = (-2, -1, 0, 1)  # of the ladder: powers of the root of 2, times the task's horizon
 LOWEST, HIGHEST = -8, 4  # a sixteenth of the horizon, and four times
-NEAR = 0.05  # horizons that differ by less, in logarithms, are one: their students share lessons
+GRID = 16  # horizons of an octave that students run to: those nearby share lessons and programs
 BLOCKS = 1024  # seeds of one comparison, and
 SCOUTING = BLOCKS - 1  # of these the one for scouting
 FIRST = 2**30  # of the lessons' seeds, which no `--seeds N` comes near
@@ -191,9 +191,15 @@ def scout(design: Design, run: Run, out: Path) -> tuple[float, dict[str, Match]]
     return math.exp(quality), matches
 
 
-def rung_steps(steps: int, rung: int) -> int:
-    """The horizon of a rung."""
+def rung_steps(steps: int, rung: float) -> int:
+    """The horizon of a rung; whole and half octaves are those of the ladder."""
     return max(FEWEST_STEPS, round(steps * 2 ** (rung / 2)))
+
+
+def on_grid(steps: int, log_steps: float) -> int:
+    """The horizon of the grid around the task's horizon that is nearest to a number of steps."""
+    octaves = round(GRID * (log_steps - math.log(steps)) / math.log(2)) / GRID
+    return rung_steps(steps, 2 * octaves)
 
 
 def _run_ladder(design: Design, rungs: Mapping[str, set[int]], run: Run, out: Path) -> None:
@@ -233,14 +239,12 @@ def _missing(curve: crowds.Curve, rungs: set[int], quality: float) -> set[int]:
 def _match(design: Design, arm: Arm, curve: crowds.Curve, quality: float, out: Path) -> Match:
     horizons = [round(steps) for steps in np.exp(curve.log_steps)]
     ladder = dict(zip(horizons, map(float, np.exp(curve.log_metric)), strict=True))
-    diverged = _count_lost(design.trials(arm, design.steps, SCOUTING, SCOUTS), out)
+    diverged = sum(_lost(design.trials(arm, design.steps, SCOUTING, SCOUTS), out))
     start = math.log(design.steps)
     at = start if arm.name == design.baseline else curve.steps_at(quality)
-    if at is not None and abs(at - start) < NEAR:
-        at = start
     exponent = curve.exponent_at(start if at is None else at)
     if at is not None and exponent > 0:
-        return Match(max(FEWEST_STEPS, round(math.exp(at))), exponent, "", 0, ladder, diverged)
+        return Match(on_grid(design.steps, at), exponent, "", 0, ladder, diverged)
     slower = bool(curve.log_metric[-1] > quality)
     bound, limit = ("at least", horizons[-1]) if slower else ("at most", horizons[0])
     return Match(None, exponent, bound, limit, ladder, diverged)
@@ -391,14 +395,11 @@ def carry_out(
       stage: called before each stage, with its name and its number of blocks.
     """
 
-    def run_blocks(blocks: range) -> None:
-        run(
-            [trial for block in blocks for trial in _block(design, plan.matched, block, plan.students)],
-            out,
-        )
+    def run_blocks(blocks: range, horizons: Mapping[str, int]) -> None:
+        run([t for block in blocks for t in _block(design, horizons, block, plan.students)], out)
 
     stage("pilot", plan.pilot)
-    run_blocks(range(plan.pilot))
+    run_blocks(range(plan.pilot), plan.matched)
     first = outcome(design, plan, plan.pilot, out)
     others = [name for name in first.times if name != design.baseline]
     needed = [first.needed(name, design.baseline, plan.precision) for name in others]
@@ -406,43 +407,86 @@ def carry_out(
     if blocks == plan.pilot:
         return first
     stage("main", blocks - plan.pilot)
-    run_blocks(range(plan.pilot, blocks))
+    run_blocks(range(plan.pilot, blocks), _aimed(design, plan, first))
     return outcome(design, plan, blocks, out)
+
+
+def _aimed(design: Design, plan: Plan, first: Outcome) -> dict[str, int]:
+    """The horizons of the blocks after the pilot: where the pilot ends at the quality, on the grid.
+
+    Nearer to it, less depends on the exponent.
+    """
+    return {
+        name: on_grid(design.steps, float(times[: plan.pilot].mean()))
+        for name, times in first.times.items()
+    }
 
 
 def outcome(design: Design, plan: Plan, blocks: int, out: Path) -> Outcome:
     """What the first blocks say, all of which have run."""
-    times, aiming, diverged = {}, {}, {}
+    pilot = _measured(design, plan, plan.matched, range(plan.pilot), out)
+    found = _evaluated(design, plan, pilot)
+    if blocks == plan.pilot:
+        return found
+    horizons = _aimed(design, plan, found)
+    main = _measured(design, plan, horizons, range(plan.pilot, blocks), out)
+    joined = {
+        name: Ends(*(np.concatenate(pair) for pair in zip(pilot[name], main[name], strict=True)))
+        for name in pilot
+    }
+    return _evaluated(design, plan, joined)
+
+
+class Ends(NamedTuple):
+    """The students of one optimizer in some blocks."""
+
+    log_steps: Array  # [blocks], that they ran to
+    log_metric: Array  # [blocks, students]
+    lost: NDArray[np.bool_]  # [blocks, students]
+
+
+def _measured(
+    design: Design, plan: Plan, horizons: Mapping[str, int], blocks: range, out: Path
+) -> dict[str, Ends]:
+    ends = {}
     for arm in design.arms:
-        if (steps := plan.matched.get(arm.name)) is None:
+        if (steps := horizons.get(arm.name)) is None:
             continue
-        of_blocks = [design.trials(arm, steps, block, plan.students) for block in range(blocks)]
-        ends = np.array([log_ends(trials, out, design.metric) for trials in of_blocks])
-        found = _log_times(plan, plan.matches[arm.name], steps, ends)
-        times[arm.name], aiming[arm.name] = found
-        diverged[arm.name] = _count_lost([trial for trials in of_blocks for trial in trials], out)
-    return Outcome(plan.pilot, times, aiming, diverged)
+        of_blocks = [design.trials(arm, steps, block, plan.students) for block in blocks]
+        metric = np.array([log_ends(trials, out, design.metric) for trials in of_blocks])
+        lost = np.array([_lost(trials, out) for trials in of_blocks])
+        ends[arm.name] = Ends(np.full(len(blocks), math.log(steps)), metric, lost)
+    return ends
 
 
-def _log_times(plan: Plan, match: Match, steps: int, ends: Array) -> tuple[Array, float]:
+def _evaluated(design: Design, plan: Plan, ends: Mapping[str, Ends]) -> Outcome:
+    times, aiming = {}, {}
+    for name, of in ends.items():
+        times[name], aiming[name] = _log_times(plan, plan.matches[name], of)
+    lost = {name: int(of.lost.sum()) for name, of in ends.items()}
+    return Outcome(plan.pilot, times, aiming, lost)
+
+
+def _log_times(plan: Plan, match: Match, ends: Ends) -> tuple[Array, float]:
     """Log steps that each block needs, [blocks]; and the error in their mean that is the exponent's.
 
     The exponent is that of the ladder with the pilot as one more rung, so that its error is small.
     """
-    at, quality = math.log(steps), math.log(plan.quality)
-    pilot = ends[: plan.pilot].mean(axis=1)
-    curve = match.curve.with_rung(at, float(pilot.mean()), plan.pilot)
+    at, quality = float(ends.log_steps[0]), math.log(plan.quality)
+    pilot = ends.log_metric[: plan.pilot].mean(axis=1)
+    ladder = match.curve._replace(blocks=SCOUTS / plan.students)
+    curve = ladder.with_rung(at, float(pilot.mean()), plan.pilot)
     found = curve.steps_at(quality)
     there = at if found is None else found
     exponent = curve.exponent_at(there)
     exponent = exponent if exponent > 0 else match.exponent
-    times = crowds.log_times(ends, at, quality, exponent)
+    times = ends.log_steps + crowds.log_times(ends.log_metric, 0.0, quality, exponent)
     error = curve.exponent_error(there, float(pilot.std(ddof=1)))
-    return times, crowds.aiming_error(times, np.full(len(times), at), exponent, error)
+    return times, crowds.aiming_error(times, ends.log_steps, exponent, error)
 
 
-def _count_lost(trials: Sequence[Trial], out: Path) -> int:
-    return sum(_is_lost(records.read(trial.record_path(out))) for trial in trials)
+def _lost(trials: Sequence[Trial], out: Path) -> list[bool]:
+    return [_is_lost(records.read(trial.record_path(out))) for trial in trials]
 
 
 def log_ends(trials: Sequence[Trial], out: Path, metric: str) -> Array:

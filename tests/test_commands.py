@@ -244,7 +244,8 @@ def test_the_best_of_a_study_is_the_first_at_the_target(tiny, tmp_path):
     curves = {0.1: [0.9, 0.04, 0.3], 0.2: [0.9, 0.8, 0.01], 0.3: [0.9, 0.8, 0.06], 0.4: [0.9, 0.8, None]}
     trials = [trial_of(tiny, "sgd", steps=20, learning_rate=rate) for rate in curves]
     for trial, curve in zip(trials, curves.values(), strict=True):
-        rows = [{"kind": "measurement", "step": 10 * i, "validation_kl": v} for i, v in enumerate(curve)]
+        name = tiny.target.metric
+        rows = [{"kind": "measurement", "step": 10 * i, name: v} for i, v in enumerate(curve)]
         path = trial.record_path(tmp_path)
         path.parent.mkdir(parents=True, exist_ok=True)
         end = {"kind": "end", "status": "finished" if curve[-1] else "diverged"}

@@ -7,12 +7,12 @@ from tests.trials import finish, trial_of
 
 # After 40 steps of `digits`: training KL, held-out KL. Other machines round differently.
 GOLDEN = {
-    ("adam", "function_matching"): (0.284836, 0.189098),
-    ("shampoo", "function_matching"): (0.283093, 0.190147),
-    ("schedule_free", "function_matching"): (0.246132, 0.13949),
-    ("adam", "fixed_teacher"): (0.0934055, 0.154398),
-    ("adam", "independent_noise"): (0.0933473, 0.138837),
-    ("adam", "labels"): (0.0882025, 0.513871),
+    ("adam", "function_matching"): (0.195667, 0.130323),
+    ("shampoo", "function_matching"): (0.192973, 0.122115),
+    ("schedule_free", "function_matching"): (0.172415, 0.1075),
+    ("adam", "fixed_teacher"): (0.0864644, 0.126506),
+    ("adam", "independent_noise"): (0.0817463, 0.106373),
+    ("adam", "labels"): (0.0480733, 0.423772),
 }
 
 

@@ -79,7 +79,7 @@ def test_of_the_evaluation_and_its_references(tiny):
     params = jax.eval_shape(problem.init, make_keys(0).weights)
     scored = jax.jit(functools.partial(evaluation.evaluate, problem.task, problem.logits))
     assert rounded(scored.lower(params, problem.eval_data)) == []
-    references = jax.jit(functools.partial(evaluation.make_held_out, problem.task))
+    references = jax.jit(functools.partial(evaluation.make_held_out, problem.task, "test"))
     inputs = problem.task.arrays().test.inputs
     assert rounded(references.lower(problem.source.data.teachers, inputs, None)) == []
 

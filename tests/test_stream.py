@@ -335,7 +335,7 @@ def test_evaluation_counts_every_example_once(task):
         return stand_ins.TINY.apply({"params": params}, images)
 
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), student)
-    scores = problem.compile_evaluate(apply, shapes)(student)
+    scores = problem.compile_evaluate(apply, shapes)(student, True)
     parts = ("validation", "test")
     pixels, labels = zip(*(central(task, getattr(task.source(), part)) for part in parts), strict=True)
     key = jax.random.key(evaluation.SEED)

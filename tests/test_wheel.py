@@ -99,7 +99,7 @@ def test_the_installed_command_runs_and_reports_in_an_empty_folder(installed, tm
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["runn"], "funmatch: command runn: unknown; did you mean 'run'? Choices: run, sweep, "),
+        (["runn"], "funmatch: command runn: unknown; did you mean 'run'? Choices: compare, run, "),
         (["run", "--opt", "adm"], "funmatch run: --opt adm: unknown; did you mean 'adam'? Choices: "),
         (["run", "--steps"], "funmatch run: error: argument --steps: expected one argument"),
         (["report"], "give one folder of records"),

@@ -8,10 +8,10 @@ is such that a block's log ratio of steps has a given spread. A pilot of PILOT b
 there are in all, with or without a cap, and `analysis.statistics.crowds.two_stage` gives the interval.
 
 What is known of horizons and exponents when blocks are compared:
-`known`: all, as the rule assumes. `aimed once`: what a ladder of horizons with one block each says; it
-has errors that no spread of blocks shows. `aimed twice`: the ladder has two rungs on either side, the
-pilot becomes one more, the horizons are aimed anew, and the interval counts the error of the exponents.
-Both with the cap alone; their curves may bend.
+`known`: all, as the rule assumes. `scouting alone`: what a ladder of horizons with SCOUTS students each
+says; it has errors that no spread of blocks shows. `refined`, as in `benchmarks.comparison`: horizons
+are rounded, the pilot becomes one more rung and the exponents are found anew, and the interval counts
+their error. Both with the cap alone; their curves may bend.
 
 `diverging`: one student in DIVERGES of the first optimizer ends where it began, the others are normal.
 """
@@ -46,7 +46,9 @@ BENDS = (-0.2, 0.0, 0.2)  # of curves: their exponent is greater by the factor 1
 DIVERGES, DISTANCE = 200, 30.0  # one in how many; how far away, in standard deviations of the others
 STEP = math.log(2) / 2
 LADDER = STEP * np.arange(-6.0, 7.0)  # log steps from H: what may be scouted
-RUNG = 4  # blocks of each horizon of a ladder that is scouted with more than one
+SCOUTS = 4  # students of each optimizer at a rung of the ladder
+MANY = 32  # of them, where more are scouted
+GRID = math.log(2) / 8  # of horizons, in log steps
 FIRST = (4, 8)  # rungs of it that are scouted at once: H / 2 to sqrt(2) H
 Array = NDArray[np.float64]
 
@@ -54,13 +56,13 @@ Array = NDArray[np.float64]
 class Case(NamedTuple):
     """A kind of comparison."""
 
-    plan: str  # "known", "aimed once", "aimed twice"
+    plan: str  # "known", "scouting alone", "refined"
     noise: str
     students: int  # of each optimizer in a block
     spread: float  # of a block's log ratio
     ratio: float  # the first optimizer's steps over the second's
     bend: float = 0.0
-    rung: int = 1  # blocks of each horizon of the ladder
+    scouts: int = SCOUTS  # students of each optimizer at a rung of the ladder
 
     @property
     def exponents(self) -> tuple[float, float]:
@@ -100,11 +102,11 @@ def cases() -> Iterator[Case]:
     for noise, spread, ratio in product(NOISES[1:3], SPREADS, RATIOS):
         yield Case("known", noise, 1, spread, ratio)
     for spread, ratio in product(SPREADS, RATIOS):
-        yield Case("aimed once", "normal", 8, spread, ratio)
+        yield Case("scouting alone", "normal", 8, spread, ratio)
     for bend, spread, ratio in product(BENDS, SPREADS, RATIOS):
-        yield Case("aimed twice", "normal", 8, spread, ratio, bend)
+        yield Case("refined", "normal", 8, spread, ratio, bend)
     for spread, ratio in product(SPREADS[2:], RATIOS):
-        yield Case("aimed twice", "normal", 8, spread, ratio, BENDS[-1], RUNG)
+        yield Case("refined", "normal", 8, spread, ratio, BENDS[-1], MANY)
 
 
 def outcomes(case: Case, experiments: int) -> list[dict[str, object]]:
@@ -156,24 +158,17 @@ def scouted(rng: np.random.Generator, case: Case) -> tuple[Ratio, ...]:
     plans = [plan for plan in (scout(rng, case, 0, quality), base) if plan]
     if len(plans) < 2:
         return ()
-    at = np.tile([[plan.log_steps] for plan in plans], PILOT)  # [optimizers, blocks]
-    pilot = ends_of(rng, case, at).mean(axis=-1)
-    if case.plan == "aimed twice":
-        again = [
-            aim(plan.curve.with_rung(plan.log_steps, float(ends.mean()), PILOT), quality) or plan
-            for plan, ends in zip(plans, pilot, strict=True)
-        ]
-        plans = [plan for plan in again if plan]
-        if len(plans) < 2:
-            return ()
+    at = np.array([[plan.log_steps] for plan in plans])  # [optimizers, 1]
+    pilot = ends_of(rng, case, np.tile(at, PILOT)).mean(axis=-1)
+    if case.plan == "refined":
+        plans = [refine(*of, quality) for of in zip(plans, pilot, strict=True)]
     exponents = np.array([[plan.exponent] for plan in plans])
     log_ratios = np.subtract(*(at + (pilot - quality) / exponents))
     more = min(crowds.blocks_needed(log_ratios, PRECISION), CAP) - PILOT
-    at = np.hstack([at, np.tile([[plan.log_steps] for plan in plans], more)])
-    ends = np.hstack([pilot, ends_of(rng, case, at[:, PILOT:]).mean(axis=-1)])
+    ends = np.hstack([pilot, ends_of(rng, case, np.tile(at, more)).mean(axis=-1)])
     times = at + (ends - quality) / exponents
     aiming = 0.0
-    if case.plan == "aimed twice":
+    if case.plan == "refined":
         for i, (curve, x, exponent) in enumerate(plans):
             error = curve.exponent_error(x, pilot[i].std(ddof=1))
             aiming = math.hypot(aiming, crowds.aiming_error(times[i], at[i], exponent, error))
@@ -182,24 +177,24 @@ def scouted(rng: np.random.Generator, case: Case) -> tuple[Ratio, ...]:
 
 def scout(rng: np.random.Generator, case: Case, optimizer: int, quality: float | None) -> Plan | None:
     """From a ladder that reaches to either side of a quality, or of H where none is given."""
-    ends = ends_of(rng, case, np.tile(LADDER, (2, case.rung)))[optimizer].mean(axis=-1)
-    means: Array = ends.reshape(case.rung, -1).mean(axis=0)
-    beside = 2 if case.plan == "aimed twice" else 0
+    ends = ends_of(rng, case, np.tile(LADDER, (2, 1)), case.scouts)[optimizer]
+    means: Array = ends.mean(axis=-1)
     first, last = FIRST
     while first >= 0 and last <= len(LADDER):
-        curve = Curve(LADDER[first:last], means[first:last], float(case.rung))
+        curve = Curve(LADDER[first:last], means[first:last], case.scouts / case.students)
         wanted = curve.value_at(0.0) if quality is None else quality
-        plan = aim(curve, wanted)
-        if plan:
-            lower = bool(np.sum(curve.log_steps < plan.log_steps - STEP / 4) < beside)
-            upper = bool(np.sum(curve.log_steps > plan.log_steps + STEP / 4) < beside)
-        else:
-            upper = bool(means[last - 1] > wanted)
-            lower = not upper
-        if plan and not lower and not upper:
-            return plan
-        first, last = first - int(lower), last + int(upper)
+        if plan := aim(curve, wanted):
+            log_steps = 0.0 if quality is None else GRID * round(plan.log_steps / GRID)
+            return plan._replace(log_steps=log_steps)
+        upper = bool(means[last - 1] > wanted)
+        first, last = first - int(not upper), last + int(upper)
     return None
+
+
+def refine(plan: Plan, pilot: Array, quality: float) -> Plan:
+    """With the pilot as one more rung: where the quality is, and the exponent there."""
+    curve = plan.curve.with_rung(plan.log_steps, float(pilot.mean()), PILOT)
+    return aim(curve, quality) or plan._replace(curve=curve)
 
 
 def aim(curve: Curve, quality: float) -> Plan | None:
@@ -210,14 +205,14 @@ def aim(curve: Curve, quality: float) -> Plan | None:
     return Plan(curve, at, curve.exponent_at(at))
 
 
-def ends_of(rng: np.random.Generator, case: Case, at: Array) -> Array:
+def ends_of(rng: np.random.Generator, case: Case, at: Array, students: int | None = None) -> Array:
     """Log metrics at the end of students that ran to log steps `at` from H.
 
     [optimizers, blocks] -> [optimizers, blocks, students]
     """
     blocks = at.shape[1]
     lessons = draw(rng, case.noise, (1, blocks, 1))
-    own = draw(rng, case.noise, (2, blocks, case.students))
+    own = draw(rng, case.noise, (2, blocks, students or case.students))
     exponents = np.array(case.exponents)[:, None]
     of_lessons = LESSONS * float(np.diff(1 / exponents, axis=0)[0, 0])
     scale = case.spread / math.sqrt((exponents**-2).sum() / case.students + of_lessons**2)
