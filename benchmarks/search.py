@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
+import numpy as np
 from scipy.stats import qmc
 
 from benchmarks.trials import make_trial
@@ -21,6 +22,7 @@ from testbed.problem.problem import Problem
 from testbed.training.trial import Trial
 
 TUNING_SEED = 2**31 - 1  # no `--seeds N` comes near it
+FINALISTS, STUDENTS = 3, 4  # of each optimizer, the best points; and the fresh students that decide
 DECADE = 10.0  # a learning rate without a range is searched from a tenth to ten times its default
 
 
@@ -118,6 +120,9 @@ def tune(
 ) -> dict[str, Tuned]:
     """The best of equally many points of each optimizer, on validation data.
 
+    One student says too little about a point: the best three run again, with four fresh students each,
+    whose mean decides.
+
     Args:
       problem: what is learned.
       steps: the horizon.
@@ -132,20 +137,54 @@ def tune(
     spaces = [_searched(spec, given[spec.name]) for spec in specs]
     tried: dict[str, list[Mapping[str, Any]]] = {spec.name: [*points(spec, count)] for spec in spaces}
 
-    def best_of() -> dict[str, Tuned]:
-        trials = {spec.name: _trials(problem, spec, steps, given, tried[spec.name]) for spec in specs}
-        run([trial for of_spec in trials.values() for trial in of_spec], out)
-        return {name: _found(of_spec, tried[name], out) for name, of_spec in trials.items()}
+    def scores(chosen: Mapping[str, Sequence[int]], seeds: Sequence[int]) -> dict[str, list[float]]:
+        """Of points of each optimizer, by their numbers: means over students of one lesson seed."""
+        trials = {
+            (spec.name, i): [
+                make_trial(
+                    problem,
+                    spec,
+                    steps,
+                    seed,
+                    {**given[spec.name], **tried[spec.name][i]},
+                    None,
+                    seeds[0],
+                )
+                for seed in seeds
+            ]
+            for spec in specs
+            for i in chosen[spec.name]
+        }
+        run([trial for students in trials.values() for trial in students], out)
+        means = {key: float(np.mean([final_score(t, out) for t in of])) for key, of in trials.items()}
+        return {name: [means[name, i] for i in numbers] for name, numbers in chosen.items()}
 
-    found = best_of()
-    if not extend:
-        return found
-    for spec in spaces:
-        ranges = {name: beyond(spec.space[name], e) for name, e in found[spec.name]["edges"].items()}
-        ranges = {name: r for name, r in ranges.items() if _is_allowed(spec, name, r)}
-        wider = dataclasses.replace(spec, space={**spec.space, **ranges})
-        tried[spec.name] += points(wider, count) if ranges else points(spec, 2 * count)[count:]
-    return best_of()
+    def all_scores() -> dict[str, list[float]]:
+        return scores({name: range(len(of)) for name, of in tried.items()}, [TUNING_SEED])
+
+    found = all_scores()
+    if extend:
+        for spec in spaces:
+            tried[spec.name] += _more(spec, tried[spec.name], found[spec.name], count)
+        found = all_scores()
+    finalists = {name: np.argsort(of, kind="stable")[:FINALISTS].tolist() for name, of in found.items()}
+    final = scores(finalists, [TUNING_SEED - 1 - i for i in range(STUDENTS)])
+    best = {name: finalists[name][int(np.argmin(of))] for name, of in final.items()}
+    return {
+        name: Tuned(points=len(of), best=dict(of[best[name]]), edges=on_edge(of[best[name]], of))
+        for name, of in tried.items()
+    }
+
+
+def _more(
+    spec: Spec, tried: Sequence[Mapping[str, Any]], found: Sequence[float], count: int
+) -> list[Mapping[str, Any]]:
+    """As many points again: beyond the edges on which the best lies, or inside the space."""
+    edges = on_edge(tried[int(np.argmin(found))], tried)
+    ranges = {name: beyond(spec.space[name], edge) for name, edge in edges.items()}
+    ranges = {name: search for name, search in ranges.items() if _is_allowed(spec, name, search)}
+    wider = dataclasses.replace(spec, space={**spec.space, **ranges})
+    return points(wider, count) if ranges else points(spec, 2 * count)[count:]
 
 
 def _searched(spec: Spec, given: Mapping[str, Any]) -> Spec:
@@ -160,19 +199,3 @@ def _searched(spec: Spec, given: Mapping[str, Any]) -> Spec:
 def _is_allowed(spec: Spec, name: str, search: Range) -> bool:
     limits = spec.bounds.get(name)
     return limits is None or (limits.low <= search.low and search.high < limits.high)
-
-
-def _trials(
-    problem: Problem,
-    spec: Spec,
-    steps: int,
-    given: Mapping[str, Mapping[str, Any]],
-    tried: Sequence[Mapping[str, Any]],
-) -> list[Trial]:
-    own = given[spec.name]
-    return [make_trial(problem, spec, steps, TUNING_SEED, {**own, **point}) for point in tried]
-
-
-def _found(trials: Sequence[Trial], tried: Sequence[Mapping[str, Any]], out: Path) -> Tuned:
-    best = dict(tried[trials.index(ranked(trials, out)[0])])
-    return Tuned(points=len(tried), best=best, edges=on_edge(best, tried))

@@ -136,7 +136,8 @@ def test_all_are_tuned_with_equally_many_points(quick, tiny_task, tmp_path):
         assert optimizer["hyperparameters"].items() >= best.items()
     paths = list(tmp_path.glob("runs/compare/tuning/**/*.jsonl"))
     names = sorted(records.read(path).header["optimizer"] for path in paths)
-    assert names == 4 * ["adam"] + 4 * ["sgd"]
+    each = 4 + search.FINALISTS * search.STUDENTS
+    assert names == each * ["adam"] + each * ["sgd"]
 
 
 def test_what_is_required_and_not_shown_has_status_1(quick, tiny_task):

@@ -9,9 +9,9 @@ there are in all, with or without a cap, and `analysis.statistics.crowds.two_sta
 
 What is known of horizons and exponents when blocks are compared:
 `known`: all, as the rule assumes. `scouting alone`: what a ladder of horizons with SCOUTS students each
-says; it has errors that no spread of blocks shows. `refined`, as in `benchmarks.comparison`: horizons
-are rounded, the pilot becomes one more rung and the exponents are found anew, and the interval counts
-their error. Both with the cap alone; their curves may bend.
+says; it has errors that no spread of blocks shows. `refined`, as in `benchmarks.comparison`: the pilot
+becomes one more rung, exponents and horizons are found anew, and the interval counts the error of the
+exponents. Both with the cap alone; horizons are rounded to a grid, and curves may bend.
 
 `diverging`: one student in DIVERGES of the first optimizer ends where it began, the others are normal.
 """
@@ -46,9 +46,9 @@ BENDS = (-0.2, 0.0, 0.2)  # of curves: their exponent is greater by the factor 1
 DIVERGES, DISTANCE = 200, 30.0  # one in how many; how far away, in standard deviations of the others
 STEP = math.log(2) / 2
 LADDER = STEP * np.arange(-6.0, 7.0)  # log steps from H: what may be scouted
-SCOUTS = 4  # students of each optimizer at a rung of the ladder
+SCOUTS = 6  # students of each optimizer at a rung of the ladder
 MANY = 32  # of them, where more are scouted
-GRID = math.log(2) / 8  # of horizons, in log steps
+GRID = math.log(2) / 16  # of horizons, in log steps
 FIRST = (4, 8)  # rungs of it that are scouted at once: H / 2 to sqrt(2) H
 Array = NDArray[np.float64]
 
@@ -163,9 +163,11 @@ def scouted(rng: np.random.Generator, case: Case) -> tuple[Ratio, ...]:
     if case.plan == "refined":
         plans = [refine(*of, quality) for of in zip(plans, pilot, strict=True)]
     exponents = np.array([[plan.exponent] for plan in plans])
-    log_ratios = np.subtract(*(at + (pilot - quality) / exponents))
-    more = min(crowds.blocks_needed(log_ratios, PRECISION), CAP) - PILOT
-    ends = np.hstack([pilot, ends_of(rng, case, np.tile(at, more)).mean(axis=-1)])
+    of_pilot = at + (pilot - quality) / exponents
+    more = min(crowds.blocks_needed(np.subtract(*of_pilot), PRECISION), CAP) - PILOT
+    again = at if case.plan != "refined" else GRID * np.round(of_pilot.mean(1, keepdims=True) / GRID)
+    at = np.hstack([np.tile(at, PILOT), np.tile(again, more)])
+    ends = np.hstack([pilot, ends_of(rng, case, at[:, PILOT:]).mean(axis=-1)])
     times = at + (ends - quality) / exponents
     aiming = 0.0
     if case.plan == "refined":
