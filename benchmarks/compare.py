@@ -24,7 +24,17 @@ from typing import Any
 from analysis import frames, report
 from analysis.output.files import replacing
 from benchmarks import engines, plans, verdict
-from benchmarks.comparison import PILOT, Arm, Design, Outcome, Plan, Run, carry_out, make_plan
+from benchmarks.comparison import (
+    MOST_STUDENTS,
+    PILOT,
+    Arm,
+    Design,
+    Outcome,
+    Plan,
+    Run,
+    carry_out,
+    make_plan,
+)
 from benchmarks.jobs import make_jobs
 from benchmarks.search import Tuned, tune
 from benchmarks.sweep import add_engine_options
@@ -90,7 +100,7 @@ def main() -> None:
     baseline = choose_baseline(args, [arm.name for arm in arms])
     design = Design(problem, arms, baseline, steps, args.students, args.seed)
     folder = args.out / plans.key(design)
-    plan, asked = plan_of(args, design, folder, run, engine.at_once, frozen)
+    plan, asked = plan_of(args, design, folder, run, engine.at_once, frozen, tuned)
     outcome = carry_out(design, plan, run, folder / "blocks", announcer(design, plan))
     answer(args, design, plan, outcome, tuned, asked, folder)
 
@@ -124,6 +134,8 @@ def complete(args: argparse.Namespace) -> dict[str, Any] | None:
         raise RequestError(f"--precision {args.ratio:g}: give a ratio above 1.001, such as 1.05")
     if not 0 < args.minutes < 10**6:
         raise RequestError(f"--minutes {args.minutes:g}: give a number above 0")
+    if args.students is not None and args.students > MOST_STUDENTS:
+        raise RequestError(f"--students {args.students}: give {MOST_STUDENTS} at most")
     if args.plan is not None and args.plan.is_dir():
         raise RequestError(f"--plan {args.plan}: a folder; give a file")
     if args.no_tune and args.extend:
@@ -154,7 +166,7 @@ def choose_arms(
             raise RequestError(
                 f"--plan {args.plan}: it has no optimizer {missing[0]}; make another plan"
             )
-        return tuple(Arm(opt, s, fixed[s.name]) for opt, s in pairs), frozen.get("tuned", {})
+        return tuple(Arm(opt, s, fixed[s.name]) for opt, s in pairs), frozen["tuned"]
     given = {
         spec.name: hyperparameters(spec, specs, args.hp, published.get(spec.name, {})) for spec in specs
     }
@@ -200,6 +212,7 @@ def plan_of(
     run: Run,
     at_once: int,
     frozen: Mapping[str, Any] | None,
+    tuned: Mapping[str, Tuned],
 ) -> tuple[Plan, int]:
     """The plan: the one that was frozen, made before, or made now; and how many were asked for here."""
     if frozen is not None:
@@ -216,7 +229,7 @@ def plan_of(
         print("scouting: where each optimizer ends at one quality", flush=True)
         options = {"precision": args.ratio, "minutes": args.minutes, "at_once": at_once}
         plan = make_plan(design, run, folder / "scouting", **options)
-        content = plans.as_json(design, plan, request)
+        content = plans.as_json(design, plan, request, tuned)
         plans.write(folder / f"plan-{len(known) + 1}.json", content)
         known.append(folder)
     if args.plan is not None:

@@ -49,17 +49,21 @@ def key(design: Design) -> str:
     return records.run_id(about)
 
 
-def as_json(design: Design, plan: Plan, request: Mapping[str, Any]) -> dict[str, Any]:
+def as_json(
+    design: Design, plan: Plan, request: Mapping[str, Any], tuned: Mapping[str, Any]
+) -> dict[str, Any]:
     """A plan as it is written to a file.
 
     Args:
       design: of the comparison.
       plan: what follows from it.
       request: the options of the command line that asked for it.
+      tuned: name -> what tuning found; empty where nothing was tuned.
     """
     return {
         "schema": SCHEMA,
         "request": dict(request),
+        "tuned": dict(tuned),
         **identity(design),
         **{k: v for k, v in dataclasses.asdict(plan).items() if k != "matches"},
         "matches": {
@@ -91,6 +95,7 @@ def read(path: Path) -> dict[str, Any]:
         if content["schema"] != SCHEMA:
             raise RequestError(f"--plan {path}: it has schema {content['schema']}, not {SCHEMA}")
         from_json(content)
+        _ = content["tuned"], content["arms"], content["request"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RequestError(f"--plan {path}: not a plan ({error}); compare.py writes one") from error
     return dict(content)

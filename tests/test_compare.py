@@ -128,6 +128,7 @@ def test_other_budgets_go_on_from_the_same_trials_and_are_counted(quick, tiny_ta
 
 def test_all_are_tuned_with_equally_many_points(quick, tiny_task, tmp_path):
     words = ("--opt", "sgd", "--opt", "adam", "--points", "2", "--extend", *FEW)
+    words = (*words, "--plan", "plan.json")
     assert quick(compare, *words)[0] == 0
     content = verdict_in(tmp_path)
     for optimizer in content["optimizers"]:
@@ -138,6 +139,8 @@ def test_all_are_tuned_with_equally_many_points(quick, tiny_task, tmp_path):
     names = sorted(records.read(path).header["optimizer"] for path in paths)
     each = 4 + search.FINALISTS * search.STUDENTS
     assert names == each * ["adam"] + each * ["sgd"]
+    assert quick(compare, "--plan", "plan.json")[0] == 0
+    assert verdict_in(tmp_path) | {"command": ""} == content | {"command": ""}
 
 
 def test_what_is_required_and_not_shown_has_status_1(quick, tiny_task):
@@ -159,6 +162,7 @@ def test_what_is_required_and_not_shown_has_status_1(quick, tiny_task):
         ((*BASIC, "--baseline", "lion"), "--baseline lion"),
         ((*BASIC, "--extend"), "--extend"),
         ((*BASIC, "--plan", "."), "--plan .: a folder"),
+        (("--opt", "sgd", "--opt", "adam", "--students", "65"), "--students 65: give 64 at most"),
     ],
 )
 def test_invalid_requests_are_one_line(quick, tiny_task, tmp_path, words, says):
