@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.statistics import crowds
-from analysis.statistics.ratio import Ratio
+from analysis.statistics.ratio import Ratio, smallest_detectable
 from benchmarks.trials import make_trial
 from optimizers.spec import Spec
 from testbed import records
@@ -368,9 +368,12 @@ class Outcome:
     def smallest(self, first: str, second: str) -> float:
         """The smallest ratio that this comparison could have detected (80 % power, 5 %)."""
         aiming = math.hypot(self.aiming[first], self.aiming[second])
-        spread = float(np.std((self.times[first] - self.times[second])[: self.pilot], ddof=1))
-        error = math.hypot(spread / math.sqrt(self.blocks), aiming)
-        return crowds.smallest_ratio(error, 1, self.pilot - 1)
+        error = math.hypot(self.spread(first, second) / math.sqrt(self.blocks), aiming)
+        return smallest_detectable(error, self.pilot - 1)
+
+    def spread(self, first: str, second: str) -> float:
+        """Standard deviation of the pilot's log ratios."""
+        return float(np.std((self.times[first] - self.times[second])[: self.pilot], ddof=1))
 
     def needed(self, first: str, second: str, precision: float) -> int:
         """Blocks in all that detect a ratio, by Stein's rule."""

@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 
 from analysis.output.files import replacing, write_csv
 from analysis.statistics import crowds
+from analysis.statistics.ratio import smallest_detectable
 from benchmarks import engines
 from benchmarks.comparison import log_ends
 from benchmarks.jobs import make_jobs
@@ -259,7 +260,7 @@ def other_views(problem: Problem, number: int) -> EvalData:
 
 def smallest_ratio(noise: float, students: int) -> float:
     """The smallest ratio that two crowds of so many students tell from 1: 80 % power at 5 %."""
-    return crowds.smallest_ratio(math.sqrt(2) * noise, students, 2 * (students - 1))
+    return smallest_detectable(noise * math.sqrt(2 / students), 2 * (students - 1))
 
 
 def students_needed(noise: float, ratio: float = SMALL) -> float:

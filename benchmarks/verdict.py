@@ -17,6 +17,7 @@ from testbed.training.optimizer import from_spec
 
 SCHEMA = 1
 FAR = 0.15  # in log steps: from where students ran to where they end at the quality
+SCATTERED = 0.1  # spread of blocks' log ratios; above, a ladder knows too little (docs/statistics.md)
 Answer = Literal["faster", "slower", "no difference", "undecided"]
 
 
@@ -151,6 +152,11 @@ def warnings(
             yield (
                 f"{name}: students ran {math.exp(-off):.2f} times as long as they needed for this "
                 "quality; the ratio rests on the local exponent."
+            )
+        if (spread := outcome.spread(name, design.baseline)) > SCATTERED:
+            yield (
+                f"{name}: blocks scatter by {spread:.0%}: above {SCATTERED:.0%}, intervals hold the "
+                "truth less often than in 95 of 100; take more --students or a sharper task."
             )
 
 

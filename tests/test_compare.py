@@ -237,6 +237,13 @@ def test_a_pair_that_is_undecided_names_the_students_that_would_decide(design):
     assert pair.detects == 1.05
 
 
+@pytest.mark.parametrize(("spread", "warned"), [(0.05, 0), (0.3, 1)])
+def test_a_spread_beyond_what_was_simulated_is_warned_of(design, spread, warned):
+    two = dataclasses.replace(design, arms=design.arms[:2])
+    found = warnings(two, plan_of(adam=MATCH, sgd=MATCH), outcome_of(0.0, spread), {}, 1)
+    assert sum("sgd: blocks scatter by" in warning for warning in found) == warned
+
+
 @pytest.mark.parametrize(
     ("bound", "limit", "answer"), [("at least", 400, "slower"), ("at most", 25, "faster")]
 )

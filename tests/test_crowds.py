@@ -191,15 +191,6 @@ def test_a_cap_of_blocks_keeps_the_coverage():
     assert np.mean([r.low <= 1 <= r.high for r in found]) == pytest.approx(0.95, abs=0.017)
 
 
-def test_the_smallest_ratio_is_told_from_1_four_times_of_5():
-    rng = np.random.default_rng(7)
-    truth = math.log(crowds.smallest_ratio(0.1, 30, 29))
-    told = [
-        abs(v.mean()) > stats.sem(v) * stats.t.ppf(0.975, 29) for v in rng.normal(truth, 0.1, (4000, 30))
-    ]
-    assert np.mean(told) == pytest.approx(0.8, abs=0.02)
-
-
 def test_components_of_a_crossed_design_are_found():
     rng = np.random.default_rng(8)
     lessons, weights = rng.normal(0, 0.05, (400, 1)), rng.normal(0, 0.1, 400)

@@ -30,7 +30,6 @@ from scipy import special
 from analysis.statistics.ratio import FEWEST, LEVEL, ROUNDING, Array, Ratio
 
 POWER_PLANNED = 0.9  # with which a plan tells its precision from 1
-POWER = 0.8  # with which the smallest ratio that is reported is distinguished from 1
 NEAR = math.log(2.1)  # of a point, in log steps: the rungs that describe the curve there
 ROUNDS = 20
 
@@ -210,14 +209,6 @@ def two_stage(values: ArrayLike, pilot: int, aiming: float = 0.0) -> Ratio:
     # Without spread, a mean that is 0 says nothing and any other is certain.
     t = mean / error if error else np.sign(mean) * np.inf if mean else 0.0
     return Ratio(value, low, high, float(special.stdtr(df, t)), n)
-
-
-def smallest_ratio(sd: float, n: int, df: int) -> float:
-    """The smallest ratio that the mean of n blocks tells from 1 at 5 %, 4 times of 5.
-
-    sd: of a block's log ratio, estimated with df degrees of freedom.
-    """
-    return math.exp((_t(df, (1 + LEVEL) / 2) + _t(df, POWER)) * sd / math.sqrt(n))
 
 
 class Components(NamedTuple):

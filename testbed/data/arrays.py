@@ -42,8 +42,11 @@ class Generated(NamedTuple):
       draw: the source's arrays, a key, n -> a Part of n examples. Pure; it runs inside the step.
       held_out: number of examples in each held-out part, drawn once with separate keys.
       arrays: () -> the source's arrays (a pytree), passed to programs as arguments.
+      rounds: how many times as many test examples are scored at the end of a trial (validation: a
+        quarter of that), so that their choice adds little to the spread between students.
     """
 
     draw: Callable[[Any, jax.Array, int], Part]
     held_out: int = 1024
     arrays: Callable[[], Any] = tuple
+    rounds: int = 1

@@ -6,8 +6,8 @@ views of each held-out example make KL and agreement fine-grained if there are o
 examples.
 
 A comparison is decided at the end of a schedule. There, scores on mixed views average many rounds of
-views, so that the choice of views adds next to nothing to the spread between students; along the way a
-few of the same rounds are enough for a curve.
+views, and scores of generated data many rounds of draws, so that their choice adds next to nothing to
+the spread between students; along the way a few of the same rounds are enough for a curve.
 
 `scores` computes the scores of each example. This module averages them: in one program if held-out data
 fit the devices, batch by batch if they come from the host.
@@ -38,7 +38,7 @@ Evaluate = Callable[[Params, bool], dict[str, float]]  # parameters, whether it 
 SEED = 2**31  # of training lessons that no trial has: trials' seeds are smaller
 LESSONS = 8
 MIXES = 8  # batches that held-out views are mixed in, of each round
-ALONG = 32  # of the rounds of mixed views, the share that is scored before the end
+ALONG = 32  # of the rounds of views or draws, one in so many is scored before the end
 ROUNDS = {"validation": 0.25}  # share of a task's rounds for a part that does not decide
 
 
@@ -57,6 +57,8 @@ class HeldOut(NamedTuple):
     views: Examples | None  # random views; None: scores are on the central ones only
     # Random views mixed as in lessons, [rounds, n, ...] without labels; None: nothing is scored on such.
     mixed: Examples | None = None
+    # Of a generator with several rounds: the central examples and further draws, [rounds, n, ...].
+    draws: Examples | None = None
 
 
 class EvalData(NamedTuple):
@@ -71,6 +73,18 @@ def eval_key() -> Array:
     return jax.jit(lambda: random.key(SEED), out_shardings=devices.replicated())()
 
 
+def rounds_of(part: str, rounds: float) -> int:
+    """How many rounds a part has, of a task with so many for the part that decides."""
+    return math.ceil(rounds * ROUNDS.get(part, 1.0))
+
+
+def make_examples(
+    task: Task, params: tuple[Params, ...], inputs: Array, labels: Array | None
+) -> Examples:
+    """Inputs [n, ...] and labels with the logits of the teachers' average."""
+    return Examples(inputs, labels, task.distance.ensemble(teacher_logits(task, params, inputs)))
+
+
 def make_held_out(
     task: Task, part: str, params: tuple[Params, ...], inputs: Array, labels: Array | None
 ) -> HeldOut:
@@ -83,11 +97,7 @@ def make_held_out(
       inputs: [n, ...].
       labels: [n, ...] or None.
     """
-
-    def examples(inputs: Array, labels: Array | None) -> Examples:
-        logits = task.distance.ensemble(teacher_logits(task, params, inputs))
-        return Examples(inputs, labels, logits)
-
+    examples = functools.partial(make_examples, task, params)
     random_views = None
     if task.augment and task.views_per_input:
         tiles = (task.views_per_input, *[1] * (inputs.ndim - 1))
@@ -96,7 +106,7 @@ def make_held_out(
             None if labels is None else jnp.tile(labels, (tiles[0], *[1] * (labels.ndim - 1))),
         )
     mixed = None
-    if rounds := math.ceil(task.mixed_per_input * ROUNDS.get(part, 1.0)):
+    if rounds := rounds_of(part, task.mixed_per_input):
         keys = random.split(random.key(1), rounds)
         mixed = jax.lax.map(lambda key: examples(mixed_views(task, key, inputs), None), keys)
     return HeldOut(examples(inputs, labels), random_views, mixed)
@@ -160,6 +170,7 @@ def evaluate(
     `validation_*` and `test_*` are the task's scores of held-out examples: `*_kl` (temperature 1, in
     nats) and `*_agreement` on views, `*_accuracy` and `*_central_agreement` on the examples themselves,
     `*_mixed_kl` on views that are mixed as in lessons: on all of them at the end, else on the first few.
+    So are scores of a generator's draws, where it has several rounds.
     """
 
     def on_lesson(lesson: Lesson) -> tuple[Array, Array]:
@@ -168,11 +179,13 @@ def evaluate(
     train_loss, train_kl = jax.vmap(on_lesson)(data.training)
     averages = {"train_loss": jnp.mean(train_loss), "train_kl": jnp.mean(train_kl)}
     for name, part in data.held_out.items():
-        of_part = part_scores(task, student, params, part)
-        averages |= {f"{name}_{score}": jnp.mean(values) for score, values in of_part.items()}
+        of_part = jax.tree.map(jnp.mean, part_scores(task, student, params, part))
         if part.mixed:
-            on_mixed = mixed_scores(task, student, params, part.mixed, end)
-            averages |= {f"{name}_{score}": value for score, value in on_mixed.items()}
+            of_part |= round_scores(task, ("mixed",), student, params, part.mixed, end)
+        if part.draws:
+            kinds = ("central",) if part.views else ("views", "central")
+            of_part |= round_scores(task, kinds, student, params, part.draws, end)
+        averages |= {f"{name}_{score}": value for score, value in of_part.items()}
     return averages
 
 
@@ -184,16 +197,23 @@ def part_scores(task: Task, student: Student, params: Params, part: HeldOut) -> 
     return _scores(task, "views", seen, on_views) | _scores(task, "central", part.central, on_central)
 
 
-def mixed_scores(
-    task: Task, student: Student, params: Params, mixed: Examples, end: Array | bool
+def round_scores(
+    task: Task,
+    kinds: Sequence[str],
+    student: Student,
+    params: Params,
+    rounds: Examples,
+    end: Array | bool,
 ) -> dict[str, Array]:
-    """Scores of mixed views: averages over all rounds at the end, else over the first few."""
-    rounds = mixed.inputs.shape[0]
-    count = jnp.where(end, rounds, math.ceil(rounds / ALONG))
+    """Scores of some kinds of views: averages over all rounds at the end, else over the first few."""
+    length = rounds.inputs.shape[0]
+    count = jnp.where(end, length, math.ceil(length / ALONG))
 
     def of_round(i: Array) -> dict[str, Array]:
-        examples = jax.tree.map(lambda array: array[i], mixed)
-        return jax.tree.map(jnp.mean, _scores(task, "mixed", examples, student(params, examples.inputs)))
+        examples = jax.tree.map(lambda array: array[i], rounds)
+        logits = student(params, examples.inputs)
+        scored = (_scores(task, kind, examples, logits) for kind in kinds)
+        return jax.tree.map(jnp.mean, {k: v for of_kind in scored for k, v in of_kind.items()})
 
     none = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(of_round, 0))
     total = jax.lax.fori_loop(0, count, lambda i, sums: jax.tree.map(jnp.add, sums, of_round(i)), none)

@@ -3,11 +3,19 @@
 import functools
 
 import jax
-from jax import random
+import jax.numpy as jnp
+from jax import Array, random
 
 from testbed import devices
 from testbed.data.arrays import Generated
-from testbed.problem.evaluation import SEED, HeldOut, make_held_out
+from testbed.problem.evaluation import (
+    SEED,
+    Examples,
+    HeldOut,
+    make_examples,
+    make_held_out,
+    rounds_of,
+)
 from testbed.problem.lessons import TrainingData
 from testbed.problem.source import Source, constant_source, place_teachers, put_replicated
 from testbed.problem.task import Task
@@ -27,7 +35,18 @@ def open_source(task: Task) -> Source:
         # Apart from the keys of that seed's lessons, which count up from 0.
         key = random.fold_in(random.key(SEED), 2**30 + part)
         drawn = generator.draw(data.generator, key, generator.held_out)
-        return make_held_out(task, PARTS[part], data.teachers, *drawn)
+        held_out = make_held_out(task, PARTS[part], data.teachers, *drawn)
+        rounds = rounds_of(PARTS[part], generator.rounds)
+        if rounds == 1:
+            return held_out
+
+        def one(key: Array) -> Examples:
+            drawn = generator.draw(data.generator, key, generator.held_out)
+            return make_examples(task, data.teachers, *drawn)
+
+        more = jax.lax.map(one, random.split(key, rounds - 1))
+        first = jax.tree.map(lambda x: x[None], held_out.central)
+        return held_out._replace(draws=jax.tree.map(lambda *x: jnp.concatenate(x), first, more))
 
     def held_out() -> dict[str, HeldOut]:
         everywhere = devices.replicated()

@@ -79,7 +79,7 @@ class NGram(nn.Module):
 ZIPF_MLP = Task(
     name="zipf-mlp",
     summary="next token of a known source, Zipf vocabulary; n-gram MLP that can match its teacher",
-    source=Generated(draw, held_out=1024, arrays=tables),
+    source=Generated(draw, held_out=256, arrays=tables, rounds=32),
     student=NGram(),
     teachers=(ExactTeacher("zipf", logits, tables),),
     temperature=1.0,
