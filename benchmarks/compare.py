@@ -16,7 +16,6 @@ if __name__ == "__main__":
 
 import argparse
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,10 +36,9 @@ from benchmarks.comparison import (
 )
 from benchmarks.jobs import make_jobs
 from benchmarks.search import Tuned, tune
-from benchmarks.sweep import add_engine_options
-from benchmarks.trials import add_task_options, choose_problem, hyperparameters
+from benchmarks.trials import add_task_options, hyperparameters
 from optimizers import registry
-from testbed import devices, plugins, records
+from testbed import plugins, records
 from testbed.cli import (
     Parser,
     Unmet,
@@ -85,13 +83,7 @@ def main() -> None:
     frozen = complete(args)
     require_writable("--out", args.out)
     require_writable("--report", args.report)
-    if args.engine != "local":  # workers want the accelerators' memory
-        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    engine = engines.choose(args.engine, args.workers, args.address)
-    if not args.no_batch and args.engine == "local":
-        devices.use_cores(args.devices)
-    here = {} if args.engine == "local" else {"devices": None}
-    problem, steps, published = choose_problem(argparse.Namespace(**{**vars(args), **here}))
+    engine, (problem, steps, published) = engines.open_where_it_runs(args)
 
     def run(trials: Sequence[Trial], out: Path) -> None:
         engine.run(make_jobs(args, trials, out, engine.at_once))
@@ -349,7 +341,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--report", type=Path, default=Path("report"), metavar="DIR", help="default: report")
     add_debug_option(p)
-    add_engine_options(p)
+    engines.add_options(p)
     add_task_options(p, precision=False)
     p.set_defaults(**dict.fromkeys(("task", "protocol", "horizon", "steps", "lessons_from")))
     return p

@@ -4,6 +4,7 @@ An engine only starts jobs and notices how they end. Records say which trials ar
 checkpoints which are running; so a job may be started again at any time, anywhere.
 """
 
+import argparse
 import dataclasses
 import logging
 import os
@@ -21,8 +22,9 @@ from tqdm import tqdm
 
 from benchmarks.jobs import Job, make_trials, run_job
 from benchmarks.runner import interrupts
+from benchmarks.trials import Choice, choose_problem
 from testbed import devices, errors, records
-from testbed.cli import Interrupted
+from testbed.cli import Interrupted, count, positive
 from testbed.errors import RequestError, describe
 from testbed.training.alone import is_done
 
@@ -62,6 +64,44 @@ def choose(name: str, workers: int | None = None, address: str | None = None) ->
       RequestError: there is no such engine, it is not installed, or its cluster cannot be reached.
     """
     return errors.choose("--engine", name, ENGINES)(workers, address)
+
+
+def open_where_it_runs(args: argparse.Namespace) -> tuple[Engine, Choice]:
+    """The engine and the problem that the options of `add_options` and `add_task_options` name.
+
+    With local batches it is opened on all of this machine's cores. Otherwise `--devices` is meant for
+    the workers, and the problem here serves to make trials and to find errors.
+
+    Raises:
+      RequestError: see `choose` and `choose_problem`.
+    """
+    if args.engine != "local":  # workers want the accelerators' memory
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    engine = choose(args.engine, args.workers, args.address)
+    if not args.no_batch and args.engine == "local":
+        devices.use_cores(args.devices)
+    here = {} if args.engine == "local" else {"devices": None}
+    return engine, choose_problem(argparse.Namespace(**{**vars(args), **here}))
+
+
+def add_options(p: argparse.ArgumentParser) -> None:
+    """The options that say how trials are batched and where they run."""
+    where = p.add_argument_group("how it runs")
+    where.add_argument(
+        "--no-batch", action="store_true", help="one trial after the other, each with lessons of its own"
+    )
+    where.add_argument(
+        "--batch", type=positive, default=64, metavar="N", help="trials at once; default: %(default)s"
+    )
+    where.add_argument(
+        "--engine", default="local", choices=["local", "ray", "slurm"], help="default: %(default)s"
+    )
+    where.add_argument("--workers", type=count, metavar="N", help="with ray or slurm: jobs at a time")
+    where.add_argument(
+        "--address",
+        metavar="HOST:PORT",
+        help="with ray: of its cluster; default: this machine alone. With slurm: `local`, to try it",
+    )
 
 
 def _find_local(workers: int | None, address: str | None) -> Engine:

@@ -17,7 +17,6 @@ if __name__ == "__main__":
 
 import argparse
 import math
-import os
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -30,16 +29,15 @@ from benchmarks import engines, loggers
 from benchmarks.jobs import make_jobs
 from benchmarks.runner import print_table
 from benchmarks.search import TUNING_SEED, final_score, points, ranked
-from benchmarks.trials import add_task_options, choose_problem, make_trial
+from benchmarks.trials import add_task_options, make_trial
 from optimizers import registry
 from optimizers.spec import Spec
-from testbed import devices, records
+from testbed import records
 from testbed.cli import (
     Parser,
     add_debug_option,
     count,
     invocation,
-    positive,
     require_writable,
 )
 from testbed.errors import RequestError
@@ -84,13 +82,7 @@ def main() -> None:
             "share each trial among hosts with --no-batch"
         )
     require_writable("--out", args.out)
-    if args.engine != "local":  # workers want the accelerators' memory
-        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    engine = engines.choose(args.engine, args.workers, args.address)
-    if not args.no_batch and args.engine == "local":
-        devices.use_cores(args.devices)
-    here = {} if args.engine == "local" else {"devices": None}
-    problem, steps, published = choose_problem(argparse.Namespace(**{**vars(args), **here}))
+    engine, (problem, steps, published) = engines.open_where_it_runs(args)
     field = Field(problem, steps, registry.find_all(args.opt), published)
     refuse(field, args)
     args.trials = args.trials or (5 if args.ruleset == "external" else 16)
@@ -304,26 +296,6 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="default: runs")
     loggers.add_option(p, "when a stage of the sweep is done")
     add_debug_option(p)
-    add_engine_options(p)
+    engines.add_options(p)
     add_task_options(p)
     return p
-
-
-def add_engine_options(p: argparse.ArgumentParser) -> None:
-    """The options that say how trials are batched and where they run."""
-    where = p.add_argument_group("how it runs")
-    where.add_argument(
-        "--no-batch", action="store_true", help="one trial after the other, each with lessons of its own"
-    )
-    where.add_argument(
-        "--batch", type=positive, default=64, metavar="N", help="trials at once; default: %(default)s"
-    )
-    where.add_argument(
-        "--engine", default="local", choices=["local", "ray", "slurm"], help="default: %(default)s"
-    )
-    where.add_argument("--workers", type=count, metavar="N", help="with ray or slurm: jobs at a time")
-    where.add_argument(
-        "--address",
-        metavar="HOST:PORT",
-        help="with ray: of its cluster; default: this machine alone. With slurm: `local`, to try it",
-    )
