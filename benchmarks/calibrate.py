@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from analysis import figures
@@ -214,15 +215,21 @@ def compare(
     }
     if slowed not in plan.matched:
         return row
-    ratio = comparison.carry_out(design, plan, run, args.out).ratio(slowed, base)
-    steps = plan.matched[slowed]
+    outcome = comparison.carry_out(design, plan, run, args.out)
+    ratio = outcome.ratio(slowed, base)
     return row | {
         "students": ratio.n * plan.students,
-        "truth": steps / active_steps(steps, cell.factor),
+        "truth": truth(np.exp(outcome.ran[slowed]).round().astype(int), cell.factor),
         "ratio": ratio.value,
         "low": ratio.low,
         "high": ratio.high,
     }
+
+
+def truth(steps: NDArray[np.int_], factor: float) -> float:
+    """The known ratio of blocks that ran to these horizons, [blocks]: active steps are whole."""
+    active = np.array([active_steps(int(t), factor) for t in steps])
+    return float(np.exp(np.mean(np.log(steps / active))))
 
 
 def runner(cell: Cell, refresh: Callable[[], None]) -> Run:

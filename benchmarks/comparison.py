@@ -346,12 +346,14 @@ class Outcome:
     Attributes:
       pilot: blocks, the first of all, that the spread is estimated from.
       times: name -> log steps that each block needs for the quality, [blocks]; of those matched.
+      ran: name -> log steps that each block ran, [blocks].
       aiming: name -> standard error of the mean of these that no block shows: that of the exponent.
       diverged: name -> students that were lost, in all blocks.
     """
 
     pilot: int
     times: Mapping[str, Array]
+    ran: Mapping[str, Array]
     aiming: Mapping[str, float]
     diverged: Mapping[str, int]
 
@@ -467,7 +469,8 @@ def _evaluated(design: Design, plan: Plan, ends: Mapping[str, Ends]) -> Outcome:
     for name, of in ends.items():
         times[name], aiming[name] = _log_times(plan, plan.matches[name], of)
     lost = {name: int(of.lost.sum()) for name, of in ends.items()}
-    return Outcome(plan.pilot, times, aiming, lost)
+    ran = {name: of.log_steps for name, of in ends.items()}
+    return Outcome(plan.pilot, times, ran, aiming, lost)
 
 
 def _log_times(plan: Plan, match: Match, ends: Ends) -> tuple[Array, float]:

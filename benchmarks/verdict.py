@@ -9,6 +9,8 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
+import numpy as np
+
 from analysis.statistics.ratio import Ratio
 from benchmarks.comparison import SCOUTS, Design, Outcome, Plan
 from testbed import plugins, provenance
@@ -148,7 +150,7 @@ def warnings(
         if match.steps is None:
             yield f"{name}: no horizon of its ladder ends at this quality; its ratio is a bound."
     for name, times in outcome.times.items():
-        if abs(off := float(times.mean()) - math.log(plan.matched[name])) > FAR:
+        if abs(off := float(np.mean(times - outcome.ran[name]))) > FAR:
             yield (
                 f"{name}: students ran {math.exp(-off):.2f} times as long as they needed for this "
                 "quality; the ratio rests on the local exponent."

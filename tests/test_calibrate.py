@@ -103,8 +103,11 @@ def test_true_comparisons_are_made_reported_and_not_made_twice(command, tiny_tas
     pd.testing.assert_frame_equal(again, found)
 
 
-def test_the_truth_is_that_of_whole_steps():
-    assert 101 / active_steps(101, 1.05) == 101 / 96
+def test_the_truth_is_that_of_whole_steps_and_of_each_blocks_horizon():
+    assert active_steps(101, 1.05) == 96
+    assert calibrate.truth(np.array([101] * 6), 1.05) == pytest.approx(101 / 96)
+    assert calibrate.truth(np.array([101, 21]), 1.05) == pytest.approx(math.sqrt(101 / 96 * 21 / 20))
+    assert calibrate.truth(np.array([101, 98]), 1.0) == 1
 
 
 def test_what_is_no_weight_is_refused(command, tiny_task):

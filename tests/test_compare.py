@@ -206,7 +206,8 @@ def outcome_of(shift, spread=0.02, blocks=6, **others):
     rng = np.random.default_rng(0)
     noise = rng.normal(size=blocks) * spread
     times = {"adam": np.full(blocks, math.log(100.0)), "sgd": math.log(100.0) + shift + noise}
-    return Outcome(6, times, dict.fromkeys(times, 0.0), dict.fromkeys(times, 0) | others)
+    ran = dict.fromkeys(times, np.full(blocks, math.log(100.0)))
+    return Outcome(6, times, ran, dict.fromkeys(times, 0.0), dict.fromkeys(times, 0) | others)
 
 
 @pytest.mark.parametrize(
@@ -250,7 +251,8 @@ def test_a_spread_beyond_what_was_simulated_is_warned_of(design, spread, warned)
 def test_an_optimizer_beyond_its_ladder_has_a_bound(design, bound, limit, answer):
     beyond = Match(None, 0.1, bound, limit, LADDER, 0)
     two = dataclasses.replace(design, arms=design.arms[:2])
-    outcome = Outcome(6, {"adam": np.full(6, math.log(100.0))}, {"adam": 0.0}, {"adam": 0})
+    times = {"adam": np.full(6, math.log(100.0))}
+    outcome = Outcome(6, times, times, {"adam": 0.0}, {"adam": 0})
     plan = plan_of(adam=MATCH, sgd=beyond)
     (pair,) = pairs(two, plan, outcome)
     assert (pair.answer, pair.ratio.value) == (answer, limit / 100)
@@ -260,7 +262,7 @@ def test_an_optimizer_beyond_its_ladder_has_a_bound(design, bound, limit, answer
 
 def test_every_pair_has_its_answer(design):
     times = {name: np.full(6, 4.6) + 0.01 * np.arange(6) for name in ("sgd", "adam", "lion")}
-    outcome = Outcome(6, times, dict.fromkeys(times, 0.0), dict.fromkeys(times, 0))
+    outcome = Outcome(6, times, times, dict.fromkeys(times, 0.0), dict.fromkeys(times, 0))
     found = pairs(design, plan_of(adam=MATCH, sgd=MATCH, lion=MATCH), outcome)
     assert [(p.first, p.second) for p in found] == [("sgd", "lion"), ("sgd", "adam"), ("lion", "adam")]
 
