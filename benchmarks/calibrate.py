@@ -44,7 +44,6 @@ from testbed.training.trial import Trial
 TASKS = ("zipf-mlp", "digits", "digits-ensemble")
 FACTORS = (1.0, 1.05, 1.1, 1.25, 1.5)
 BATCH = 64
-MINUTES = 60.0  # of a comparison, whose blocks are limited by their number instead
 SHORTER = 10  # than a task's first horizon, by default: more comparisons for the time
 
 
@@ -149,6 +148,8 @@ def make_cells(args: argparse.Namespace) -> Iterator[Cell]:
     Raises:
       RequestError: an unknown task or optimizer, or a precision of 1.
     """
+    if args.blocks < comparison.PILOT:
+        raise RequestError(f"--blocks {args.blocks}: the pilot has {comparison.PILOT}; give as many")
     if args.precision == 1:
         raise RequestError(
             "--precision 1: no comparison tells 1 from 1; give a ratio above, such as 1.05"
@@ -185,13 +186,8 @@ def climb(cells: Sequence[Cell], args: argparse.Namespace, refresh: Callable[[],
     for rung in comparison.RUNGS:
         for cell in cells:
             designs = [dataclasses.replace(cell.design, seed=s) for s in seeds(cell, cells, args)]
-            steps = comparison.rung_steps(cell.design.steps, rung)
-            trials = [
-                trial
-                for design in designs
-                for arm in design.arms
-                for trial in design.trials(arm, steps, comparison.SCOUTING, comparison.SCOUTS)
-            ]
+            rungs = {arm.name: {rung} for arm in cell.design.arms}
+            trials = [trial for of in designs for trial in comparison.ladder(of, rungs)]
             runner(cell, refresh)(trials, args.out)
 
 
@@ -201,8 +197,6 @@ def compare(
     """One comparison, as a row of the table: in two stages, by the rule of `compare.py`."""
     design = dataclasses.replace(cell.design, seed=seed)
     run = runner(cell, refresh)
-    plan = comparison.make_plan(design, run, args.out, precision=args.precision, minutes=MINUTES)
-    plan = dataclasses.replace(plan, most=max(plan.pilot, args.blocks))
     base, slowed = (arm.name for arm in design.arms)
     row = {
         "task": design.problem.task.name,
@@ -213,6 +207,11 @@ def compare(
         "students": 0,
         **dict.fromkeys(("truth", "ratio", "low", "high"), math.nan),
     }
+    try:
+        options = {"precision": args.precision, "most": args.blocks}
+        plan = comparison.make_plan(design, run, args.out, **options)
+    except comparison.NoBetterError:  # by noise
+        return row
     if slowed not in plan.matched:
         return row
     outcome = comparison.carry_out(design, plan, run, args.out)

@@ -15,8 +15,9 @@ if __name__ == "__main__":
     start("benchmarks.compare")
 
 import argparse
+import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,6 @@ from analysis import frames, report
 from analysis.output.files import replacing
 from benchmarks import engines, plans, verdict
 from benchmarks.comparison import (
-    MOST_STUDENTS,
     PILOT,
     Arm,
     Design,
@@ -36,8 +36,9 @@ from benchmarks.comparison import (
 )
 from benchmarks.jobs import make_jobs
 from benchmarks.search import Tuned, tune
-from benchmarks.trials import add_task_options, hyperparameters
+from benchmarks.trials import PROTOCOL, TASK, add_task_options, given_values, hyperparameters
 from optimizers import registry
+from optimizers.spec import Spec
 from testbed import plugins, records
 from testbed.cli import (
     Parser,
@@ -64,8 +65,8 @@ FIXED: Mapping[str, Any] = {
     "minutes": MINUTES,
     "students": None,
     "seed": 0,
-    "task": "digits",
-    "protocol": "function_matching",
+    "task": TASK,
+    "protocol": PROTOCOL,
     "horizon": None,
     "steps": None,
     "lessons_from": None,
@@ -88,9 +89,8 @@ def main() -> None:
     def run(trials: Sequence[Trial], out: Path) -> None:
         engine.run(make_jobs(args, trials, out, engine.at_once))
 
-    arms, tuned = choose_arms(args, problem, steps, published, run, frozen)
-    baseline = choose_baseline(args, [arm.name for arm in arms])
-    design = Design(problem, arms, baseline, steps, args.students, args.seed)
+    design = choose_design(args, problem, steps, published)
+    design, tuned = with_tuned(args, design, run, frozen)
     folder = args.out / plans.key(design)
     plan, asked = plan_of(args, design, folder, run, engine.at_once, frozen, tuned)
     outcome = carry_out(design, plan, run, folder / "blocks", announcer(design, plan))
@@ -110,7 +110,7 @@ def complete(args: argparse.Namespace) -> dict[str, Any] | None:
     planned = FIXED if frozen is None else FIXED | frozen["request"]
     for name, value in planned.items():
         given = getattr(args, name)
-        if given in (None, [], False):
+        if given is None or given is False or given == []:
             setattr(args, name, value)
         elif frozen is not None and given != value:
             option = f"--{'precision' if name == 'ratio' else name.replace('_', '-')}"
@@ -126,8 +126,10 @@ def complete(args: argparse.Namespace) -> dict[str, Any] | None:
         raise RequestError(f"--precision {args.ratio:g}: give a ratio above 1.001, such as 1.05")
     if not 0 < args.minutes < 10**6:
         raise RequestError(f"--minutes {args.minutes:g}: give a number above 0")
-    if args.students is not None and args.students > MOST_STUDENTS:
-        raise RequestError(f"--students {args.students}: give {MOST_STUDENTS} at most")
+    if args.hosts is not None:
+        raise RequestError(
+            f"--hosts {args.hosts}: a comparison is led by one host; --engine ray or slurm spreads it"
+        )
     if args.plan is not None and args.plan.is_dir():
         raise RequestError(f"--plan {args.plan}: a folder; give a file")
     if args.no_tune and args.extend:
@@ -135,51 +137,61 @@ def complete(args: argparse.Namespace) -> dict[str, Any] | None:
     return frozen
 
 
-def choose_arms(
+def choose_design(
     args: argparse.Namespace,
     problem: Problem,
     steps: int,
     published: Mapping[str, Mapping[str, float]],
-    run: Run,
-    frozen: Mapping[str, Any] | None,
-) -> tuple[tuple[Arm, ...], Mapping[str, Tuned]]:
-    """The optimizers with their hyperparameters: of the plan, given, or tuned; and what tuning found."""
+) -> Design:
+    """The comparison, with hyperparameters that are given or published, not tuned yet.
+
+    Raises:
+      RequestError: unknown optimizers, one that is named twice, or numbers that make no comparison.
+    """
     specs = registry.find_all(args.opt)
     names = [spec.name for spec in specs]
-    for i, name in enumerate(names):
-        if name in names[:i]:
+    for opt, name in zip(args.opt, names, strict=True):
+        if names.count(name) > 1:
             raise RequestError(
-                f"--opt {args.opt[i]}: {name} is taken; give it a name of its own in SPEC"
+                f"--opt {opt}: several are called {name}; give SPEC another name (slowed-1+{opt} is "
+                "the same optimizer under another)"
             )
-    pairs = list(zip(args.opt, specs, strict=True))
-    if frozen is not None:
-        fixed = {arm["name"]: arm["hyperparameters"] for arm in frozen["arms"]}
-        if missing := [name for name in names if name not in fixed]:
-            raise RequestError(
-                f"--plan {args.plan}: it has no optimizer {missing[0]}; make another plan"
-            )
-        return tuple(Arm(opt, s, fixed[s.name]) for opt, s in pairs), frozen["tuned"]
-    given = {
-        spec.name: hyperparameters(spec, specs, args.hp, published.get(spec.name, {})) for spec in specs
-    }
-    own = {
-        spec.name: {
-            k: v for k, v in given[spec.name].items() if v != plugins.defaults(spec.build).get(k)
-        }
-        for spec in specs
-    }
-    tuned: Mapping[str, Tuned] = {}
-    if not args.no_tune:
-        print(f"tuning: {args.points} points of each of {', '.join(names)}", flush=True)
-        tuned = tune(problem, steps, specs, own, args.points, args.extend, run, args.out / "tuning")
+    arms = []
+    for opt, spec in zip(args.opt, specs, strict=True):
+        values = hyperparameters(spec, specs, args.hp, published.get(spec.name, {}))
+        arms.append(Arm(opt, spec, not_default(spec, values)))
+    baseline = choose_baseline(args, names)
+    return Design(problem, tuple(arms), baseline, steps, args.students, args.seed)
+
+
+def with_tuned(
+    args: argparse.Namespace, design: Design, run: Run, frozen: Mapping[str, Any] | None
+) -> tuple[Design, Mapping[str, Tuned]]:
+    """The comparison with hyperparameters that tuning finds, or has found; and what it found."""
+    specs = [arm.spec for arm in design.arms]
+    tuned: Mapping[str, Tuned] = {} if frozen is None else frozen["tuned"]
+    if frozen is None and not args.no_tune:
+        names = ", ".join(arm.name for arm in design.arms)
+        print(f"tuning: {args.points} points of each of {names}", flush=True)
+        given = {arm.name: arm.hyperparameters for arm in design.arms}
+        pinned = {spec.name: given_values(spec, specs, args.hp) for spec in specs}
+        space = (given, pinned, args.points, args.extend)
+        tuned = tune(design.problem, design.steps, specs, *space, run, args.out / "tuning")
         for name, found in tuned.items():
             best = ", ".join(f"{key} {value:.3g}" for key, value in found["best"].items())
             print(f"{name}: best of {found['points']}: {best}", flush=True)
+    best = {name: found["best"] for name, found in tuned.items()}
     arms = [
-        Arm(opt, s, {**own[s.name], **(tuned[s.name]["best"] if s.name in tuned else {})})
-        for opt, s in pairs
+        dataclasses.replace(arm, hyperparameters={**arm.hyperparameters, **best.get(arm.name, {})})
+        for arm in design.arms
     ]
-    return tuple(arms), tuned
+    return dataclasses.replace(design, arms=tuple(arms)), tuned
+
+
+def not_default(spec: Spec, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The hyperparameters that differ from an optimizer's defaults."""
+    defaults = plugins.defaults(spec.build)
+    return {name: value for name, value in values.items() if value != defaults.get(name)}
 
 
 def choose_baseline(args: argparse.Namespace, names: Sequence[str]) -> str:
@@ -209,27 +221,25 @@ def plan_of(
     """The plan: the one that was frozen, made before, or made now; and how many were asked for here."""
     if frozen is not None:
         plans.require_same(args.plan, frozen, design)
-        return plans.from_json(frozen), 1
-    request = {name: getattr(args, name) for name in FIXED}
+        return plans.from_json(frozen), frozen["asked"]
+    known = [plans.read(path) for path in sorted(folder.glob("plan-*.json"))]
     budget = (args.ratio, args.minutes)
-    known = sorted(folder.glob("plan-*.json"))
-    before = [plans.read(path) for path in known]
-    contents = [c for c in before if (c["request"]["ratio"], c["request"]["minutes"]) == budget]
-    if contents:
-        plan, content = plans.from_json(contents[0]), contents[0]
+    same = [c for c in known if (c["request"]["ratio"], c["request"]["minutes"]) == budget]
+    if same:
+        content, asked = same[0], len(known)
     else:
         print("scouting: where each optimizer ends at one quality", flush=True)
         options = {"precision": args.ratio, "minutes": args.minutes, "at_once": at_once}
         plan = make_plan(design, run, folder / "scouting", **options)
-        content = plans.as_json(design, plan, request, tuned)
-        plans.write(folder / f"plan-{len(known) + 1}.json", content)
-        known.append(folder)
+        request, asked = {name: getattr(args, name) for name in FIXED}, len(known) + 1
+        content = plans.as_json(design, plan, request, tuned, asked)
+        plans.write(folder / f"plan-{asked}.json", content)
     if args.plan is not None:
-        plans.write(args.plan, content)
-    return plan, len(known)
+        plans.write(args.plan, {**content, "asked": asked})
+    return plans.from_json(content), asked
 
 
-def announcer(design: Design, plan: Plan) -> Any:
+def announcer(design: Design, plan: Plan) -> Callable[[str, int], None]:
     """What prints a stage before it begins."""
     matched = ", ".join(f"{name} at {steps:,} steps" for name, steps in plan.matched.items())
     print(f"{design.metric} {plan.quality:.4g}: {matched}", flush=True)

@@ -11,6 +11,7 @@ all others have lessons and students of their own.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,11 +22,11 @@ from numpy.typing import NDArray
 
 from analysis.statistics import crowds
 from analysis.statistics.ratio import Ratio, smallest_detectable
-from benchmarks.trials import make_trial
 from optimizers.spec import Spec
 from testbed import records
 from testbed.errors import RequestError
 from testbed.problem.problem import Problem
+from testbed.training.optimizer import Optimizer, from_spec
 from testbed.training.trial import Trial
 
 Run = Callable[[Sequence[Trial], Path], None]  # runs unfinished trials, into a folder of records
@@ -39,9 +40,14 @@ FEWEST_STEPS = 10  # a shorter schedule is none
 RUNGS = (-2, -1, 0, 1)  # of the ladder: powers of the root of 2, times the task's horizon
 LOWEST, HIGHEST = -8, 4  # a sixteenth of the horizon, and four times
 GRID = 16  # horizons of an octave that students run to: those nearby share lessons and programs
-BLOCKS = 1024  # seeds of one comparison, and
-SCOUTING = BLOCKS - 1  # of these the one for scouting
+FARTHEST = 0.7  # in log steps: from where the pilot ran to where the blocks after it do
+SEEDS = 1024  # of lessons, of one comparison: the first ones for blocks,
+TIMING = SEEDS - 2 - HIGHEST + LOWEST  # then one for a block that is timed, and one for each rung
 FIRST = 2**30  # of the lessons' seeds, which no `--seeds N` comes near
+
+
+class NoBetterError(RequestError):
+    """More steps do not make the baseline better, so that steps cannot be compared."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +68,11 @@ class Arm:
     def name(self) -> str:
         """As in records."""
         return self.spec.name
+
+    @functools.cached_property  # its checksum takes longer than all else of a trial
+    def optimizer(self) -> Optimizer:
+        """What its students are trained with."""
+        return from_spec(self.spec, self.hyperparameters)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +95,22 @@ class Design:
     students: int | None = None
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        """Refuses what would give two students one seed.
+
+        Raises:
+          RequestError: too many students, too large a seed, or too few steps for a ladder.
+        """
+        largest = 2**31 // (MOST_STUDENTS * SEEDS * len(self.arms)) - 1
+        if not 0 <= self.seed <= largest:
+            raise RequestError(f"--seed {self.seed}: give {largest} at most")
+        if self.students is not None and not 1 <= self.students <= MOST_STUDENTS:
+            raise RequestError(f"--students {self.students}: give {MOST_STUDENTS} at most")
+        if self.steps < FEWEST_STEPS * 2:
+            raise RequestError(
+                f"--steps {self.steps}: half of it is run, too; give {2 * FEWEST_STEPS} or more"
+            )
+
     @property
     def metric(self) -> str:
         """The measurement that decides."""
@@ -91,18 +118,22 @@ class Design:
 
     def trials(self, arm: Arm, steps: int, block: int, students: int) -> list[Trial]:
         """Students of one optimizer in one block, at a horizon. No other block or arm has them."""
-        place = (self.seed * BLOCKS + block) * len(self.arms) + self.arms.index(arm)
+        place = (self.seed * SEEDS + block) * len(self.arms) + self.arms.index(arm)
         return [
-            make_trial(
+            Trial(
                 self.problem,
-                arm.spec,
+                arm.optimizer,
                 steps,
-                place * MOST_STUDENTS + i,
-                arm.hyperparameters,
-                lesson_seed=FIRST + self.seed * BLOCKS + block,
+                seed=place * MOST_STUDENTS + i,
+                lesson_seed=FIRST + self.seed * SEEDS + block,
             )
             for i in range(students)
         ]
+
+    def scouts(self, arm: Arm, rung: int) -> list[Trial]:
+        """Students of one optimizer at a rung of the ladder; each rung has its own."""
+        block = TIMING + 1 + rung - LOWEST
+        return self.trials(arm, rung_steps(self.steps, rung), block, SCOUTS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,11 +141,13 @@ class Match:
     """Where one optimizer ends at the quality that is matched.
 
     Attributes:
-      steps: the horizon; None: it is beyond the ladder, or more steps do not help.
+      steps: the horizon; None: it is not known.
       exponent: of the metric in steps there, above 0.
-      bound: "at least" or "at most": `steps` is not known, but it is beyond `limit` on that side.
+      bound: "at least" or "at most": `steps` is not known, but it is beyond `limit` on that side;
+        empty where not even that is known, since the ladder goes up and down.
       limit: the last horizon that was tried on that side.
       ladder: horizon -> the metric at its end, the geometric mean of its students.
+      spread: standard deviation of a student's log metric, pooled over the ladder.
       diverged: of the students at the task's horizon.
     """
 
@@ -123,6 +156,7 @@ class Match:
     bound: str
     limit: int
     ladder: Mapping[int, float]
+    spread: float
     diverged: int
 
     @property
@@ -165,21 +199,22 @@ def scout(design: Design, run: Run, out: Path) -> tuple[float, dict[str, Match]]
     """The quality that is matched, and where each optimizer ends at it.
 
     Raises:
-      RequestError: the baseline itself does not get better with more steps.
+      NoBetterError: the baseline itself does not get better with more steps.
     """
     rungs = {arm.name: set(RUNGS) for arm in design.arms}
     while True:
-        _run_ladder(design, rungs, run, out)
-        curves = {arm.name: _curve(design, arm, rungs[arm.name], out) for arm in design.arms}
+        run(ladder(design, rungs), out)
+        ends = {arm.name: _ends(design, arm, rungs[arm.name], out) for arm in design.arms}
+        curves = {name: _curve(design, of) for name, of in ends.items()}
         base, start = curves[design.baseline], math.log(design.steps)
         if not base.exponent_at(start) > 0:
-            raise RequestError(
+            raise NoBetterError(
                 f"--baseline {design.baseline}: more steps do not make it better at {design.steps} "
                 "steps; choose another, or another horizon"
             )
         quality = base.value_at(start)
         more = {
-            name: _missing(curve, rungs[name], quality)
+            name: _missing(design, curve, rungs[name], quality)
             for name, curve in curves.items()
             if name != design.baseline
         }
@@ -187,7 +222,7 @@ def scout(design: Design, run: Run, out: Path) -> tuple[float, dict[str, Match]]
             break
         for name, missing in more.items():
             rungs[name] |= missing
-    matches = {arm.name: _match(design, arm, curves[arm.name], quality, out) for arm in design.arms}
+    matches = {arm.name: _match(design, arm, ends[arm.name], quality, out) for arm in design.arms}
     return math.exp(quality), matches
 
 
@@ -202,52 +237,56 @@ def on_grid(steps: int, log_steps: float) -> int:
     return rung_steps(steps, 2 * octaves)
 
 
-def _run_ladder(design: Design, rungs: Mapping[str, set[int]], run: Run, out: Path) -> None:
-    run(
-        [
-            trial
-            for rung in sorted(set().union(*rungs.values()))
-            for arm in design.arms
-            if rung in rungs[arm.name]
-            for trial in design.trials(arm, rung_steps(design.steps, rung), SCOUTING, SCOUTS)
-        ],
-        out,
-    )
-
-
-def _curve(design: Design, arm: Arm, rungs: set[int], out: Path) -> crowds.Curve:
-    horizons = sorted({rung_steps(design.steps, rung) for rung in rungs})
-    ends = [
-        np.mean(log_ends(design.trials(arm, steps, SCOUTING, SCOUTS), out, design.metric))
-        for steps in horizons
+def ladder(design: Design, rungs: Mapping[str, set[int]]) -> list[Trial]:
+    """The scouts at rungs of each optimizer; those of a rung are next to each other."""
+    return [
+        trial
+        for rung in sorted(set().union(*rungs.values()))
+        for arm in design.arms
+        if rung in rungs[arm.name]
+        for trial in design.scouts(arm, rung)
     ]
-    return crowds.Curve(np.log(horizons), np.array(ends))
 
 
-def _missing(curve: crowds.Curve, rungs: set[int], quality: float) -> set[int]:
+def _ends(design: Design, arm: Arm, rungs: set[int], out: Path) -> dict[int, Array]:
+    """Log metrics of the scouts at each rung, [SCOUTS]."""
+    return {rung: log_ends(design.scouts(arm, rung), out, design.metric) for rung in sorted(rungs)}
+
+
+def _curve(design: Design, ends: Mapping[int, Array]) -> crowds.Curve:
+    horizons = [rung_steps(design.steps, rung) for rung in ends]
+    return crowds.Curve(np.log(horizons), np.array([of.mean() for of in ends.values()]))
+
+
+def _missing(design: Design, curve: crowds.Curve, rungs: set[int], quality: float) -> set[int]:
     """Rungs that are needed to find the quality, and were not tried; none where it is found or lost."""
     if curve.steps_at(quality) is not None:
         return set()
     low, high = min(rungs), max(rungs)
-    below = {low - 1, low - 2} if low > LOWEST else set()
-    above = {high + 1, high + 2} if high < HIGHEST else set()
+    lowest = max(LOWEST, math.ceil(2 * math.log2(FEWEST_STEPS / design.steps)))
+    below = {r for r in (low - 1, low - 2) if r >= lowest}
+    above = {r for r in (high + 1, high + 2) if r <= HIGHEST}
     if curve.log_metric[-1] > quality:
         return above
     return below if curve.log_metric[0] <= quality else below | above
 
 
-def _match(design: Design, arm: Arm, curve: crowds.Curve, quality: float, out: Path) -> Match:
-    horizons = [round(steps) for steps in np.exp(curve.log_steps)]
-    ladder = dict(zip(horizons, map(float, np.exp(curve.log_metric)), strict=True))
-    diverged = sum(_lost(design.trials(arm, design.steps, SCOUTING, SCOUTS), out))
+def _match(design: Design, arm: Arm, ends: Mapping[int, Array], quality: float, out: Path) -> Match:
+    curve = _curve(design, ends)
+    horizons = [rung_steps(design.steps, rung) for rung in ends]
+    metrics = dict(zip(horizons, map(float, np.exp(curve.log_metric)), strict=True))
+    spread = math.sqrt(float(np.mean([of.var(ddof=1) for of in ends.values()])))
+    rest = metrics, spread, sum(_lost(design.scouts(arm, 0), out))
     start = math.log(design.steps)
     at = start if arm.name == design.baseline else curve.steps_at(quality)
     exponent = curve.exponent_at(start if at is None else at)
     if at is not None and exponent > 0:
-        return Match(on_grid(design.steps, at), exponent, "", 0, ladder, diverged)
-    slower = bool(curve.log_metric[-1] > quality)
-    bound, limit = ("at least", horizons[-1]) if slower else ("at most", horizons[0])
-    return Match(None, exponent, bound, limit, ladder, diverged)
+        return Match(on_grid(design.steps, at), exponent, "", 0, *rest)
+    if (curve.log_metric > quality).all():
+        return Match(None, exponent, "at least", horizons[-1], *rest)
+    if (curve.log_metric <= quality).all():
+        return Match(None, exponent, "at most", horizons[0], *rest)
+    return Match(None, exponent, "", 0, *rest)
 
 
 def _horizons(matches: Mapping[str, Match]) -> dict[str, int]:
@@ -271,9 +310,9 @@ def make_plan(
     out: Path,
     *,
     precision: float,
-    minutes: float,
+    minutes: float = math.inf,
+    most: int | None = None,
     at_once: int = 1,
-    pilot: int = PILOT,
 ) -> Plan:
     """Scouts, and fixes all that follows.
 
@@ -283,48 +322,43 @@ def make_plan(
       out: folder of records.
       precision: see Plan.
       minutes: for scouting, pilot and main blocks together.
+      most: see Plan; None: what the minutes allow, by a block that is timed.
       at_once: how many jobs run at a time.
-      pilot: see Plan.
     """
     quality, matches = scout(design, run, out)
-    students = design.students or students_for(design, matches, precision, pilot, out)
-    block = _block(design, _horizons(matches), SCOUTING, students)
-    run(block, out)  # for its time
-    ladders = [
-        trial
-        for arm in design.arms
-        for steps in matches[arm.name].ladder
-        for trial in design.trials(arm, steps, SCOUTING, SCOUTS)
-    ]
-    spent = seconds_of(ladders, out, whole=True) / at_once
-    block_seconds = seconds_of(block, out) / at_once
-    affordable = int((60 * minutes - spent) / block_seconds)
-    most = min(max(pilot, affordable), SCOUTING)
-    return Plan(quality, matches, students, precision, pilot, most, block_seconds)
+    students, seconds = students_for(design, matches, precision), 0.0
+    if most is None:
+        block = _block(design, _horizons(matches), TIMING, students)
+        run(block, out)
+        spent = seconds_of([*_scouts(design, matches), *block], out, whole=True) / at_once
+        seconds = seconds_of(block, out) / at_once
+        most = int(min(TIMING, (60 * minutes - spent) / seconds))
+    return Plan(quality, matches, students, precision, PILOT, min(max(PILOT, most), TIMING), seconds)
 
 
-def students_for(
-    design: Design, matches: Mapping[str, Match], precision: float, pilot: int, out: Path
-) -> int:
-    """Students of each optimizer in a block with which the pilot alone is about precise enough."""
+def _scouts(design: Design, matches: Mapping[str, Match]) -> list[Trial]:
+    """All that ran."""
+    every = range(LOWEST, HIGHEST + 1)
+    tried = {
+        name: {rung for rung in every if rung_steps(design.steps, rung) in match.ladder}
+        for name, match in matches.items()
+    }
+    return ladder(design, tried)
+
+
+def students_for(design: Design, matches: Mapping[str, Match], precision: float) -> int:
+    """Students of each optimizer in a block: as many as make the pilot about precise enough."""
+    if design.students is not None:
+        return design.students
     variances = {
-        arm.name: _variance(design, arm, match, out)
-        for arm in design.arms
-        if (match := matches[arm.name]).steps is not None
+        name: (match.spread / match.exponent) ** 2
+        for name, match in matches.items()
+        if match.steps is not None
     }
     base = variances.pop(design.baseline)
-    half = crowds.half_width(precision, pilot - 1)
-    wanted = [crowds.students_needed(base + v, half, pilot) for v in variances.values()]
+    half = crowds.half_width(precision, PILOT - 1)
+    wanted = [crowds.students_needed(base + v, half, PILOT) for v in variances.values()]
     return min(max(FEWEST_STUDENTS, *map(math.ceil, wanted), 0), LARGEST)
-
-
-def _variance(design: Design, arm: Arm, match: Match, out: Path) -> float:
-    """Of one student's log steps: that of its log metric, pooled over the ladder, by the exponent."""
-    rungs = [
-        log_ends(design.trials(arm, steps, SCOUTING, SCOUTS), out, design.metric)
-        for steps in match.ladder
-    ]
-    return float(np.mean([rung.var(ddof=1) for rung in rungs])) / match.exponent**2
 
 
 def seconds_of(trials: Sequence[Trial], out: Path, *, whole: bool = False) -> float:
@@ -378,9 +412,14 @@ class Outcome:
         return float(np.std((self.times[first] - self.times[second])[: self.pilot], ddof=1))
 
     def needed(self, first: str, second: str, precision: float) -> int:
-        """Blocks in all that detect a ratio, by Stein's rule."""
+        """Blocks in all that detect a ratio, by Stein's rule, which does not know of `aiming`."""
         pilot = (self.times[first] - self.times[second])[: self.pilot]
         return crowds.blocks_needed(pilot, precision)
+
+    def aimed(self, first: str, second: str, precision: float) -> bool:
+        """Whether exponents are known well enough to detect a ratio with any number of blocks."""
+        aiming = math.hypot(self.aiming[first], self.aiming[second])
+        return crowds.aims(aiming, precision, self.pilot - 1)
 
 
 def carry_out(
@@ -421,10 +460,12 @@ def _aimed(design: Design, plan: Plan, first: Outcome) -> dict[str, int]:
 
     Nearer to it, less depends on the exponent.
     """
-    return {
-        name: on_grid(design.steps, float(times[: plan.pilot].mean()))
-        for name, times in first.times.items()
-    }
+    horizons = {}
+    for name, times in first.times.items():
+        ran = first.ran[name][0]
+        wanted = np.clip(times[: plan.pilot].mean(), ran - FARTHEST, ran + FARTHEST)
+        horizons[name] = on_grid(design.steps, float(wanted))
+    return horizons
 
 
 def outcome(design: Design, plan: Plan, blocks: int, out: Path) -> Outcome:
@@ -519,4 +560,4 @@ def _log_ends(trials: Sequence[Trial], out: Path, metric: str) -> Iterator[float
 def _is_lost(record: records.Record) -> bool:
     last = record.measurements[-1]
     finished = record.end is not None and record.end["status"] == "finished"
-    return not finished or any(isinstance(v, float) and not math.isfinite(v) for v in last.values())
+    return not finished or None in last.values()  # not finite

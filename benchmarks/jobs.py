@@ -14,7 +14,7 @@ import jax
 from tqdm import tqdm
 
 from benchmarks.runner import interrupts, pause
-from benchmarks.trials import choose_problem, make_trial
+from benchmarks.trials import choose_problem
 from optimizers import registry
 from optimizers.spec import Spec
 from testbed import compilation_cache, devices, plugins, records
@@ -23,7 +23,7 @@ from testbed.problem.problem import Problem
 from testbed.training.alone import is_done, iterate
 from testbed.training.batch import iterate_batch, sharing_lessons
 from testbed.training.groups import TooLarge
-from testbed.training.optimizer import Optimizer
+from testbed.training.optimizer import Optimizer, from_spec
 from testbed.training.trial import Trial
 
 LEAST = 8  # trials of a batch, however many workers there are: fewer save little
@@ -114,17 +114,16 @@ def make_trials(job: Job) -> list[Trial]:
     if job.batched:
         devices.use_cores(job.task["devices"])
     problem = _problem(tuple(sorted(job.task.items())), _modified(job.task["task"]))
-    return [
-        make_trial(
-            problem,
-            _find(r.opt),
-            r.steps,
-            r.seed,
-            r.hyperparameters,
-            lesson_seed=r.lesson_seed,
-        )
-        for r in job.requests
-    ]
+    made: dict[Any, Optimizer] = {}  # one for all trials of a kind: its checksum takes long
+    for r in job.requests:
+        if _kind(r) not in made:
+            made[_kind(r)] = from_spec(_find(r.opt), r.hyperparameters)
+    return [Trial(problem, made[_kind(r)], r.steps, r.seed, r.lesson_seed) for r in job.requests]
+
+
+def _kind(request: Request) -> tuple[Any, ...]:
+    """What its optimizer follows from."""
+    return request.opt, *sorted(request.hyperparameters.items())
 
 
 @functools.cache

@@ -50,7 +50,7 @@ def key(design: Design) -> str:
 
 
 def as_json(
-    design: Design, plan: Plan, request: Mapping[str, Any], tuned: Mapping[str, Any]
+    design: Design, plan: Plan, request: Mapping[str, Any], tuned: Mapping[str, Any], asked: int
 ) -> dict[str, Any]:
     """A plan as it is written to a file.
 
@@ -59,10 +59,12 @@ def as_json(
       plan: what follows from it.
       request: the options of the command line that asked for it.
       tuned: name -> what tuning found; empty where nothing was tuned.
+      asked: how often this comparison was requested, with this and with other budgets.
     """
     return {
         "schema": SCHEMA,
         "request": dict(request),
+        "asked": asked,
         "tuned": dict(tuned),
         **identity(design),
         **{k: v for k, v in dataclasses.asdict(plan).items() if k != "matches"},
@@ -95,7 +97,7 @@ def read(path: Path) -> dict[str, Any]:
         if content["schema"] != SCHEMA:
             raise RequestError(f"--plan {path}: it has schema {content['schema']}, not {SCHEMA}")
         from_json(content)
-        _ = content["tuned"], content["arms"], content["request"]
+        _ = content["tuned"], content["arms"], content["request"], content["asked"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RequestError(f"--plan {path}: not a plan ({error}); compare.py writes one") from error
     return dict(content)
@@ -120,7 +122,7 @@ def require_same(path: Path, content: Mapping[str, Any], design: Design) -> None
     for name, value in now.items():
         if name == "arms":
             for arm, planned in zip(value, content["arms"], strict=True):
-                if arm["sha256"] != planned["sha256"]:
+                if any(arm[key] != planned[key] for key in ("sha256", "hyperparameters")):
                     raise RequestError(
                         f"--plan {path}: optimizer {arm['name']} has changed since the plan was made; "
                         "make another plan"

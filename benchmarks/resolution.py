@@ -17,6 +17,7 @@ if __name__ == "__main__":
 import argparse
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -153,15 +154,14 @@ def grid(make: Any, lessons: int, students: int) -> list[list[Trial]]:
 
 
 def run(grids: Mapping[str, Mapping[int, Grid]], steps: int, args: argparse.Namespace) -> None:
-    """Runs all students that are not finished: a batch for each horizon and seed of lessons.
+    """Runs all students that are not finished: a batch for each optimizer, horizon and seed of lessons.
 
     Parameters are kept of those at the horizon itself.
     """
     engine, jobs = engines.choose("local"), []
     options = argparse.Namespace(**vars(args), batch=BATCH, no_batch=False)
-    for horizon in ladder(steps):
-        trials = [t for of in grids.values() for of_lessons in of[horizon] for t in of_lessons]
-        made = make_jobs(options, trials, args.out, engine.at_once)
+    for horizon, of in itertools.product(ladder(steps), grids.values()):
+        made = make_jobs(options, _flat(of[horizon]), args.out, engine.at_once)
         jobs += [dataclasses.replace(job, save_params=horizon == steps) for job in made]
     engine.run(jobs)
 
@@ -178,7 +178,9 @@ def row(problem: Problem, of: Mapping[int, Grid], steps: int, out: Path) -> dict
     }
     curve = crowds.Curve(np.log(sorted(ends)), np.array([ends[h].mean() for h in sorted(ends)]))
     exponent = curve.exponent_at(math.log(steps))
-    parts = crowds.components(ends[steps], crowds.evaluation_sd(measured_again(problem, of[steps], out)))
+    again = measured_again(problem, of[steps], out)
+    evaluation = crowds.evaluation_sd(again) if len(again) > 1 else math.nan
+    parts = crowds.components(ends[steps], evaluation)
     sd = math.hypot(*parts)
     noise = sd / exponent if exponent > 0 else math.nan
     every = [trial for trials in of.values() for trial in _flat(trials)]
@@ -278,7 +280,7 @@ def costs(trials: Sequence[Trial], out: Path) -> tuple[float, float]:
     """Seconds per student, and the share of them that evaluation takes, from the batches' ledgers.
 
     Training, evaluation, checkpoints and records; not set-up and compilation, which are paid once. All
-    students of a batch count alike, of whichever optimizer.
+    students of a batch count alike.
     """
     batches = {}
     for trial in trials:
@@ -304,8 +306,8 @@ def show(table: pd.DataFrame) -> None:
     task, steps, decides = table.iloc[0][["task", "total_steps", "decides"]]
     print(
         f"{task}, {steps} steps; sd: of log {decides} between students, by cause; smallest_N: ratio of "
-        "steps that N students a side tell from 1 (80 % power, 5 %); seconds: of training, evaluation "
-        "and records in batches of all these optimizers, without compilation"
+        "steps that N students a side detect (80 % power, 5 %); seconds: of training, evaluation and "
+        "records in batches of the optimizer's own, without compilation"
     )
     for _, of in table.iterrows():
         if not of["exponent"] > 0:

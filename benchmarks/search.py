@@ -6,13 +6,14 @@ on a seed of their own.
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
 import numpy as np
 from scipy.stats import qmc
 
+from analysis.statistics.edges import edge_of
 from benchmarks.trials import make_trial
 from optimizers import registry
 from optimizers.spec import Range, Spec
@@ -82,12 +83,8 @@ def with_space(spec: Spec) -> Spec:
 
 def on_edge(best: Mapping[str, float], tried: Sequence[Mapping[str, float]]) -> dict[str, str]:
     """Hyperparameters of which no lower, or no higher, value was tried than the best: name -> which."""
-    edges = {}
-    for name, value in best.items():
-        values = [point[name] for point in tried]
-        if value in (min(values), max(values)) and len({*values}) > 1:
-            edges[name] = "lowest" if value == min(values) else "highest"
-    return edges
+    edges = {name: edge_of(value, [point[name] for point in tried]) for name, value in best.items()}
+    return {name: edge for name, edge in edges.items() if edge}
 
 
 def beyond(search: Range, edge: str) -> Range:
@@ -113,6 +110,7 @@ def tune(
     steps: int,
     specs: Sequence[Spec],
     given: Mapping[str, Mapping[str, Any]],
+    pinned: Mapping[str, Collection[str]],
     count: int,
     extend: bool,
     run: Callable[[Sequence[Trial], Path], None],
@@ -127,14 +125,15 @@ def tune(
       problem: what is learned.
       steps: the horizon.
       specs: the optimizers.
-      given: name -> hyperparameters that are not searched.
+      given: name -> hyperparameters that replace defaults, where they are not searched.
+      pinned: name -> hyperparameters that are not searched.
       count: points of each.
       extend: whether as many are tried again: beyond the edges on which the best lie, and inside the
         space of the others.
       run: runs trials.
       out: folder of records.
     """
-    spaces = [_searched(spec, given[spec.name]) for spec in specs]
+    spaces = [_searched(spec, pinned[spec.name]) for spec in specs]
     tried: dict[str, list[Mapping[str, Any]]] = {spec.name: [*points(spec, count)] for spec in spaces}
 
     def scores(chosen: Mapping[str, Sequence[int]], seeds: Sequence[int]) -> dict[str, list[float]]:
@@ -187,10 +186,10 @@ def _more(
     return points(wider, count) if ranges else points(spec, 2 * count)[count:]
 
 
-def _searched(spec: Spec, given: Mapping[str, Any]) -> Spec:
-    """The optimizer, without what is given in its space."""
+def _searched(spec: Spec, pinned: Collection[str]) -> Spec:
+    """The optimizer, without what is pinned in its space."""
     spec = with_space(spec)
-    space = {name: search for name, search in spec.space.items() if name not in given}
+    space = {name: search for name, search in spec.space.items() if name not in pinned}
     if not space:
         raise RequestError(f"--hp: nothing is left to search of {spec.name}; pass --no-tune")
     return dataclasses.replace(spec, space=space)

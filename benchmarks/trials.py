@@ -19,6 +19,8 @@ from testbed.tasks import LESSONS, find, lessons_from
 from testbed.training.optimizer import from_spec, require_effect
 from testbed.training.trial import InitCheckpoint, Trial
 
+TASK, PROTOCOL = "digits", "function_matching"  # by default
+
 
 def add_task_options(
     p: argparse.ArgumentParser, *, protocol: bool = True, precision: bool = True
@@ -32,16 +34,16 @@ def add_task_options(
     """
     p.add_argument(
         "--task",
-        default="digits",
+        default=TASK,
         metavar="NAME",
-        help="a registered name, or a file that defines TASK; default: %(default)s",
+        help=f"a registered name, or a file that defines TASK; default: {TASK}",
     )
     if protocol:
         p.add_argument(
             "--protocol",
-            default="function_matching",
+            default=PROTOCOL,
             metavar="NAME",
-            help="how a batch becomes a lesson; default: %(default)s",
+            help=f"how a batch becomes a lesson; default: {PROTOCOL}",
         )
     length = p.add_mutually_exclusive_group()
     length.add_argument(
@@ -172,6 +174,12 @@ def hyperparameters(
       RequestError: an unknown hyperparameter or optimizer, or a value that is not allowed.
     """
     values = {name: repr(value) for name, value in published.items()}
+    return registry.configure(spec, values | given_values(spec, specs, given))
+
+
+def given_values(spec: Spec, specs: Sequence[Spec], given: Sequence[str]) -> dict[str, str]:
+    """What `--hp` gives an optimizer: name -> text; arguments and errors as for `hyperparameters`."""
+    values = {}
     for item in given:
         name, separator, value = item.partition("=")
         if not separator:
@@ -184,7 +192,7 @@ def hyperparameters(
             )
         if owner in ("", spec.name):
             values[short] = value
-    return registry.configure(spec, values)
+    return values
 
 
 def require_effects(trials: Iterable[Trial], given: Sequence[str]) -> None:

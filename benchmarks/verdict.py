@@ -34,9 +34,10 @@ class Pair:
       students: of each.
       smallest: the smallest ratio that could have been detected (80 % power, 5 %); NaN: unknown.
       answer: about the first.
-      more_students: of each, that would detect `detects`; 0: none are needed.
+      more_students: of each, that would detect `detects`; 0: none are needed, or more do not help.
       more_minutes: what they would take.
       detects: a ratio.
+      limit: of a bound, the last horizon that was tried.
     """
 
     first: str
@@ -48,6 +49,7 @@ class Pair:
     more_students: int = 0
     more_minutes: float = 0.0
     detects: float = math.nan
+    limit: int = 0
 
     def sentence(self, metric: str, quality: float) -> str:
         """The answer in words."""
@@ -56,10 +58,11 @@ class Pair:
         interval = f"{self.ratio.value:.3f} [{self.ratio.low:.3f}, {self.ratio.high:.3f}]"
         could = f"{count}, which could have detected {self.smallest:.3f}"
         if self.ratio.bound:
-            verb = "does not end" if self.answer == "slower" else "ends below that"
+            above = "the longest tried, it still ends above"
+            side = above if self.answer == "slower" else "the shortest tried, it already ends below"
             return (
                 f"{self.first} needs {self.ratio.bound} {self.ratio.value:.2f} of {self.second}'s steps "
-                f"{where}: it {verb} at the last horizon of the ladder: {self.answer}"
+                f"{where}: at {self.limit:,} steps, {side} this quality: {self.answer}"
             )
         if self.answer in ("faster", "slower"):
             return (
@@ -71,24 +74,32 @@ class Pair:
                 f"{self.first} and {self.second}: no difference larger than {largest:.1%} "
                 f"({interval} of the steps {where}; {could})"
             )
-        more = f"{self.more_students} students more of each, about {self.more_minutes:.1f} minutes"
-        return (
-            f"{self.first} and {self.second}: undecided: {interval} of the steps {where}; {could}; "
-            f"{more}, would detect {self.detects:.3f}"
+        more = (
+            f"{self.more_students} students more of each, about {self.more_minutes:.1f} minutes, would "
+            f"detect {self.detects:.3f}"
+            if self.more_students
+            else "more students would not decide it: the exponents are not known well enough"
         )
+        about = f"{self.first} and {self.second}: undecided"
+        return f"{about}: {interval} of the steps {where}; {could}; {more}"
 
 
 def pairs(design: Design, plan: Plan, outcome: Outcome) -> Iterator[Pair]:
-    """Every pair of optimizers; the baseline is second where it is one of them."""
+    """Every pair of optimizers that has an answer.
+
+    The baseline is second where it is one of them; of others, one whose ratio is only bounded is first.
+    """
     names = [arm.name for arm in design.arms if arm.name != design.baseline]
     for first, second in itertools.combinations([*names, design.baseline], 2):
         if first in outcome.times and second in outcome.times:
-            yield _measured(design, plan, outcome, first, second)
-        elif second in outcome.times:
-            yield _bounded(design, plan, first, second)
+            yield _measured(plan, outcome, first, second)
+        elif second in outcome.times and plan.matches[first].bound:
+            yield _bounded(plan, first, second)
+        elif first in outcome.times and plan.matches[second].bound:
+            yield _bounded(plan, second, first)
 
 
-def _measured(design: Design, plan: Plan, outcome: Outcome, first: str, second: str) -> Pair:
+def _measured(plan: Plan, outcome: Outcome, first: str, second: str) -> Pair:
     ratio, precision = outcome.ratio(first, second), plan.precision
     answer: Answer = "undecided"
     if not ratio.low <= 1 <= ratio.high:
@@ -97,7 +108,7 @@ def _measured(design: Design, plan: Plan, outcome: Outcome, first: str, second: 
         answer = "no difference"
     students = outcome.blocks * plan.students
     pair = Pair(first, second, ratio, students, outcome.smallest(first, second), answer)
-    if answer != "undecided":
+    if answer != "undecided" or not outcome.aimed(first, second, precision):
         return pair
     detects = precision
     if outcome.needed(first, second, precision) <= outcome.blocks:  # and yet it is too near to 1
@@ -111,14 +122,19 @@ def _measured(design: Design, plan: Plan, outcome: Outcome, first: str, second: 
     )
 
 
-def _bounded(design: Design, plan: Plan, first: str, second: str) -> Pair:
+def _bounded(plan: Plan, first: str, second: str) -> Pair:
     """Where the first has no horizon on its ladder."""
     match = plan.matches[first]
     value, inf = match.limit / (plan.matched[second]), math.inf
     low, high = (value, inf) if match.bound == "at least" else (0.0, value)
     answer: Answer = "slower" if match.bound == "at least" else "faster"
     ratio = Ratio(value, low, high, math.nan, 1, match.bound)
-    return Pair(first, second, ratio, SCOUTS, math.nan, answer)
+    return Pair(first, second, ratio, SCOUTS, math.nan, answer, limit=match.limit)
+
+
+def diverged(plan: Plan, outcome: Outcome, name: str) -> int:
+    """Students of an optimizer that were lost: in blocks, or else among the scouts."""
+    return outcome.diverged.get(name, 0) or plan.matches[name].diverged
 
 
 def warnings(
@@ -145,10 +161,11 @@ def warnings(
                 f"({found['best'][hyperparameter]:.3g}); --extend searches beyond."
             )
     for name, match in plan.matches.items():
-        if lost := outcome.diverged.get(name, 0) or match.diverged:
+        if lost := diverged(plan, outcome, name):
             yield f"{name}: {lost} students diverged; the interval is not made for such outliers."
         if match.steps is None:
-            yield f"{name}: no horizon of its ladder ends at this quality; its ratio is a bound."
+            known = "its ratio is a bound" if match.bound else "it is above and below: no answer"
+            yield f"{name}: no horizon of its ladder ends at this quality; {known}."
     for name, times in outcome.times.items():
         if abs(off := float(np.mean(times - outcome.ran[name]))) > FAR:
             yield (
@@ -207,10 +224,11 @@ def _optimizer(
         "hyperparameters": plugins.as_json(optimizer.hyperparameters),
         "tuned": dict(tuned[arm.name]) if arm.name in tuned else None,
         "horizon": match.steps,
+        "main_horizon": None if times is None else round(math.exp(outcome.ran[arm.name][-1])),
         "exponent": match.exponent,
-        "steps_to_quality": None if times is None else math.exp(float(times.mean())),
+        "steps_to_quality": None if times is None else _finite(float(np.exp(times.mean()))),
         "ladder": [{"steps": steps, "metric": match.ladder[steps]} for steps in sorted(match.ladder)],
-        "diverged": outcome.diverged.get(arm.name, match.diverged),
+        "diverged": diverged(plan, outcome, arm.name),
     }
 
 
@@ -219,7 +237,7 @@ def _pair(pair: Pair, design: Design, plan: Plan) -> dict[str, Any]:
     return {
         "first": pair.first,
         "second": pair.second,
-        "ratio": ratio.value,
+        "ratio": _finite(ratio.value),
         "low": ratio.low,
         "high": _finite(ratio.high),
         "bound": ratio.bound,

@@ -53,6 +53,6 @@ def _cell(comparisons: pd.DataFrame, task: str, factor: float) -> dict[str, obje
         "covers_low": float(interval[0]),
         "covers_high": float(interval[1]),
         "apart": float(apart.mean()),
-        "wrong_way": int((apart & ~right).sum()),
+        "wrong_way": int((apart & ~right & (of["factor"] != 1)).sum()),
         "students": float(of["students"].mean()),
     }

@@ -166,6 +166,14 @@ def half_width(precision: float, df: int) -> float:
     return math.log(precision) * bound / (bound + reserve)
 
 
+def aims(aiming: float, precision: float, df: int) -> bool:
+    """Whether an error that no block shows (see aiming_error) leaves room to detect a ratio.
+
+    df: degrees of freedom of the pilot's spread.
+    """
+    return aiming * _t(df, (1 + LEVEL) / 2) < half_width(precision, df)
+
+
 def blocks_needed(pilot: ArrayLike, precision: float) -> int:
     """Blocks in all, the pilot's among them, by Stein's rule from the pilot's log ratios, [n0].
 

@@ -109,7 +109,19 @@ def make_held_out(
     if rounds := rounds_of(part, task.mixed_per_input):
         keys = random.split(random.key(1), rounds)
         mixed = jax.lax.map(lambda key: examples(mixed_views(task, key, inputs), None), keys)
+        mixed = shuffled(random.key(2), mixed)
     return HeldOut(examples(inputs, labels), random_views, mixed)
+
+
+def shuffled(key: Array, rounds: Examples) -> Examples:
+    """The same examples [rounds, n, ...] in random order.
+
+    A round is mixed with few strengths, which make it easier or harder than others; so a few rounds
+    stand for all only if each has examples of every strength.
+    """
+    length, n = rounds.inputs.shape[:2]
+    order = random.permutation(key, length * n)
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[order].reshape(x.shape), rounds)
 
 
 def mixed_views(task: Task, key: Array, inputs: Array) -> Array:
