@@ -123,7 +123,7 @@ def make_trials(job: Job) -> list[Trial]:
 
 def _kind(request: Request) -> tuple[Any, ...]:
     """What its optimizer follows from."""
-    return request.opt, *sorted(request.hyperparameters.items())
+    return request.opt, repr(sorted(request.hyperparameters.items()))
 
 
 @functools.cache

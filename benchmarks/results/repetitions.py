@@ -66,6 +66,7 @@ def compare(task: str, factor: float, seed: int, out: Path) -> dict[str, object]
         **{name: pair[name] for name in ("ratio", "low", "high", "answer", "students", "smallest")},
         "seconds": round(seconds, 1),
         "machine": provenance.device()["processor"],
+        "commit": (provenance.git() or {}).get("commit", "")[:7],
     }
 
 

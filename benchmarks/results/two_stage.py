@@ -11,7 +11,8 @@ What is known of horizons and exponents when blocks are compared:
 `known`: all, as the rule assumes. `scouting alone`: what a ladder of horizons with SCOUTS students each
 says; it has errors that no spread of blocks shows. `refined`, as in `benchmarks.comparison`: the pilot
 becomes one more rung, exponents and horizons are found anew, and the interval counts the error of the
-exponents. Both with the cap alone; horizons are rounded to a grid, and curves may bend.
+exponents. Both with the cap alone; horizons are rounded to a grid, and curves may bend. (There, the
+scouts also choose how many students a block has; here it is fixed.)
 
 `diverging`: one student in DIVERGES of the first optimizer ends where it began, the others are normal.
 """
@@ -45,11 +46,12 @@ EXPONENT = 0.25  # of both, where it is not: so that their ratio is the same at 
 BENDS = (-0.2, 0.0, 0.2)  # of curves: their exponent is greater by the factor 1 + 2 bend log(T / H)
 DIVERGES, DISTANCE = 200, 30.0  # one in how many; how far away, in standard deviations of the others
 STEP = math.log(2) / 2
-LADDER = STEP * np.arange(-6.0, 7.0)  # log steps from H: what may be scouted
+LADDER = STEP * np.arange(-8.0, 5.0)  # log steps from H: what may be scouted
 SCOUTS = 6  # students of each optimizer at a rung of the ladder
 MANY = 32  # of them, where more are scouted
 GRID = math.log(2) / 16  # of horizons, in log steps
-FIRST = (4, 8)  # rungs of it that are scouted at once: H / 2 to sqrt(2) H
+FARTHEST = 0.7  # in log steps: from where the pilot ran to where the blocks after it do
+FIRST = (6, 10)  # rungs of it that are scouted at once: H / 2 to sqrt(2) H
 Array = NDArray[np.float64]
 
 
@@ -165,7 +167,10 @@ def scouted(rng: np.random.Generator, case: Case) -> tuple[Ratio, ...]:
     exponents = np.array([[plan.exponent] for plan in plans])
     of_pilot = at + (pilot - quality) / exponents
     more = min(crowds.blocks_needed(np.subtract(*of_pilot), PRECISION), CAP) - PILOT
-    again = at if case.plan != "refined" else GRID * np.round(of_pilot.mean(1, keepdims=True) / GRID)
+    again = at
+    if case.plan == "refined":
+        wanted = np.clip(of_pilot.mean(1, keepdims=True), at - FARTHEST, at + FARTHEST)
+        again = GRID * np.round(wanted / GRID)
     at = np.hstack([np.tile(at, PILOT), np.tile(again, more)])
     ends = np.hstack([pilot, ends_of(rng, case, at[:, PILOT:]).mean(axis=-1)])
     times = at + (ends - quality) / exponents
@@ -182,21 +187,26 @@ def scout(rng: np.random.Generator, case: Case, optimizer: int, quality: float |
     ends = ends_of(rng, case, np.tile(LADDER, (2, 1)), case.scouts)[optimizer]
     means: Array = ends.mean(axis=-1)
     first, last = FIRST
-    while first >= 0 and last <= len(LADDER):
+    while True:
         curve = Curve(LADDER[first:last], means[first:last], case.scouts / case.students)
         wanted = curve.value_at(0.0) if quality is None else quality
         if plan := aim(curve, wanted):
             log_steps = 0.0 if quality is None else GRID * round(plan.log_steps / GRID)
             return plan._replace(log_steps=log_steps)
         upper = bool(means[last - 1] > wanted)
-        first, last = first - int(not upper), last + int(upper)
-    return None
+        longer = max(0, first - 2 * int(not upper)), min(len(LADDER), last + 2 * int(upper))
+        if longer == (first, last):
+            return None
+        first, last = longer
 
 
 def refine(plan: Plan, pilot: Array, quality: float) -> Plan:
     """With the pilot as one more rung: where the quality is, and the exponent there."""
     curve = plan.curve.with_rung(plan.log_steps, float(pilot.mean()), PILOT)
-    return aim(curve, quality) or plan._replace(curve=curve)
+    found = curve.steps_at(quality)
+    there = plan.log_steps if found is None else found
+    exponent = curve.exponent_at(there)
+    return Plan(curve, there, exponent if exponent > 0 else plan.exponent)
 
 
 def aim(curve: Curve, quality: float) -> Plan | None:
