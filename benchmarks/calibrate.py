@@ -115,7 +115,7 @@ def parser() -> argparse.ArgumentParser:
         type=number,
         default=1.05,
         metavar="RATIO",
-        help="the ratio that a comparison shall tell from 1; default: %(default)s",
+        help="the ratio that a comparison shall detect; default: %(default)s",
     )
     p.add_argument(
         "--out",
@@ -152,7 +152,7 @@ def make_cells(args: argparse.Namespace) -> Iterator[Cell]:
         raise RequestError(f"--blocks {args.blocks}: the pilot has {comparison.PILOT}; give as many")
     if args.precision == 1:
         raise RequestError(
-            "--precision 1: no comparison tells 1 from 1; give a ratio above, such as 1.05"
+            "--precision 1: nothing is there to be detected; give a ratio above, such as 1.05"
         )
     base = registry.find(args.opt)
     options = Parser()

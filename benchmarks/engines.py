@@ -88,7 +88,7 @@ def add_options(p: argparse.ArgumentParser) -> None:
     """The options that say how trials are batched and where they run."""
     where = p.add_argument_group("how it runs")
     where.add_argument(
-        "--no-batch", action="store_true", help="one trial after the other, each with lessons of its own"
+        "--no-batch", action="store_true", help="one trial after the other, not in batches"
     )
     where.add_argument(
         "--batch", type=positive, default=64, metavar="N", help="trials at once; default: %(default)s"

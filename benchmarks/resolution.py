@@ -1,12 +1,12 @@
-"""Measures how small a difference between optimizers a task can tell, and what that costs.
+"""Measures how small a difference between optimizers a task can show, and what that costs.
 
     python benchmarks/resolution.py --task digits --opt adam --opt shampoo
 
 For each optimizer, students of several first weights times several seeds of lessons, at half, once and
 twice the horizon. What the deciding metric's logarithm scatters by between students, over the exponent
 with which the metric falls in log steps, is the scatter of log steps at a given quality: noise over
-slope. From it follow the smallest ratio of steps that two crowds tell from 1 (80 % power at 5 %, two
-sides of their own), and the seconds that it takes this machine to tell 1.05.
+slope. From it follow the smallest ratio of steps that two crowds detect (80 % power at 5 %, two sides of
+their own), and the seconds that it takes this machine to detect 1.05.
 """
 
 if __name__ == "__main__":
@@ -261,12 +261,12 @@ def other_views(problem: Problem, number: int) -> EvalData:
 
 
 def smallest_ratio(noise: float, students: int) -> float:
-    """The smallest ratio that two crowds of so many students tell from 1: 80 % power at 5 %."""
+    """The smallest ratio that two crowds of so many students detect: 80 % power at 5 %."""
     return smallest_detectable(noise * math.sqrt(2 / students), 2 * (students - 1))
 
 
 def students_needed(noise: float, ratio: float = SMALL) -> float:
-    """The fewest students a side that tell a ratio from 1; nan: no number is known to."""
+    """The fewest students a side that detect a ratio; nan: no number is known to."""
     if math.isnan(noise):
         return math.nan
     bound = 1.96 + 0.84  # of a spread that is known; fewer never do

@@ -114,5 +114,5 @@ def test_what_is_no_weight_is_refused(command, tiny_task):
     assert "must be a number from 1" in refusal(command, calibrate, "--factor", "0.9")
     assert "must be a number from 1" in refusal(command, calibrate, "--precision", "x")
     assert "the pilot has 6" in refusal(command, calibrate, "--blocks", "5")
-    assert "no comparison tells 1" in refusal(command, calibrate, "--precision", "1")
+    assert "nothing is there to be detected" in refusal(command, calibrate, "--precision", "1")
     assert "--opt adamm: unknown" in refusal(command, calibrate, "--opt", "adamm")

@@ -1,4 +1,4 @@
-"""The smallest difference that a task can tell: what it is made of, and what it costs."""
+"""The smallest difference that a task can show: what it is made of, and what it costs."""
 
 import itertools
 import math

@@ -29,7 +29,7 @@ from scipy import special
 
 from analysis.statistics.ratio import FEWEST, LEVEL, ROUNDING, Array, Ratio
 
-POWER_PLANNED = 0.9  # with which a plan tells its precision from 1
+POWER_PLANNED = 0.9  # with which a plan detects its precision
 NEAR = math.log(2.1)  # of a point, in log steps: the rungs that describe the curve there
 ROUNDS = 20
 
@@ -151,7 +151,7 @@ def aiming_error(log_times: Array, log_steps: Array, exponent: float, error: flo
 
 
 def half_width(precision: float, df: int) -> float:
-    """Of the interval of a log ratio that tells a true ratio `precision` from 1, 9 times of 10.
+    """Of the interval of a log ratio that detects a true ratio `precision`, 9 times of 10.
 
     df: degrees of freedom of the pilot's spread.
 

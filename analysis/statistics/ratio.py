@@ -100,7 +100,7 @@ class Ratio(NamedTuple):
 
 
 def smallest_detectable(error: float, df: float) -> float:
-    """The smallest ratio above 1 that a t-test of log ratios at 5 % tells from 1 with POWER.
+    """The smallest ratio above 1 that a t-test of log ratios at 5 % detects with POWER.
 
     Args:
       error: the standard error of the log ratio.

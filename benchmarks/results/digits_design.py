@@ -2,12 +2,12 @@
 
     python benchmarks/results/digits_design.py --out runs/design
 
-For each variant: noise over slope of Adam and Shampoo, and the seconds that it takes to tell 1.05 with
-them (as `benchmarks/resolution.py` measures both, 4 x 4 students); the metric at the end of the short
-horizon; and how much a fixed teacher overfits with Adam at the medium one: held-out KL at the end over
-the lowest along the way. A good task is sharp and cheap, separates the optimizers, and overfits with
-a fixed teacher. Variants are measured at the hyperparameters that are the defaults. Students that are
-finished are not run again.
+For each variant: noise over slope of Adam and Shampoo, and the seconds that it takes to detect 1.05
+with them (as `benchmarks/resolution.py` measures both, 4 x 4 students); the metric at the end of the
+short horizon; and how much a fixed teacher overfits with Adam at the medium one: held-out KL at the
+end over the lowest along the way. A good task is sharp and cheap, separates the optimizers, and
+overfits with a fixed teacher. Variants are measured at the hyperparameters that are the defaults.
+Students that are finished are not run again.
 """
 
 import dataclasses
