@@ -36,7 +36,8 @@ Student = Callable[[Params, Array], Array]  # parameters, inputs [b, ...] -> log
 Evaluate = Callable[[Params, bool], dict[str, float]]  # parameters, whether it is the end -> scores
 
 SEED = 2**31  # of training lessons that no trial has: trials' seeds are smaller
-LESSONS = 8
+LESSONS = 8  # of the training data, on which a student is measured
+DRAWN = 2  # of these for a generator, whose held-out draws follow the law of its lessons
 MIXES = 8  # batches that held-out views are mixed in, of each round
 ALONG = 32  # of the rounds of views or draws, one in so many is scored before the end
 ROUNDS = {"validation": 0.25}  # share of a task's rounds for a part that does not decide
@@ -145,8 +146,10 @@ def make_eval_data(
     """Adds training lessons of the protocol to held-out parts."""
     lesson_at = functools.partial(make_lesson, task, protocol)
 
+    count = DRAWN if task.generated else LESSONS
+
     def lessons(data: TrainingData) -> Any:
-        return jax.lax.map(lambda i: lesson_at(data, random.key(SEED), i), jnp.arange(LESSONS))
+        return jax.lax.map(lambda i: lesson_at(data, random.key(SEED), i), jnp.arange(count))
 
     training = jax.jit(lessons, out_shardings=devices.replicated())(data)
     return EvalData(training, dict(held_out))
