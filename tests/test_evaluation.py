@@ -49,7 +49,8 @@ def test_all_rounds_count_at_the_end_and_two_of_sixty_four_before(tiny, make, pa
         examples = getattr(problem.eval_data.held_out[name], part)
         each = [kl(problem, params, jax.tree.map(lambda x, i=i: x[i], examples)) for i in range(rounds)]
         assert len(set(each)) == rounds, "every round is another one"
-        assert np.std(each) < 0.05 * np.mean(each), "and none is much easier than others"
+        if make is mixed:  # whose strengths differ between rounds, were they not shuffled
+            assert np.std(each) < 0.05 * np.mean(each)
         first = each[: -(-rounds // ALONG)]
         expected = [np.mean(each), np.mean(first)]
         np.testing.assert_allclose([m[f"{name}_{score}"] for m in measured], expected, rtol=1e-4)
