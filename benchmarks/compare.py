@@ -178,8 +178,8 @@ def with_tuned(
         space = (given, pinned, args.points, args.extend)
         tuned = tune(design.problem, design.steps, specs, *space, run, args.out / "tuning")
         for name, found in tuned.items():
-            best = ", ".join(f"{key} {value:.3g}" for key, value in found["best"].items())
-            print(f"{name}: best of {found['points']}: {best}", flush=True)
+            values = ", ".join(f"{key} {value:.3g}" for key, value in found["best"].items())
+            print(f"{name}: best of {found['points']}: {values}", flush=True)
     best = {name: found["best"] for name, found in tuned.items()}
     arms = [
         dataclasses.replace(arm, hyperparameters={**arm.hyperparameters, **best.get(arm.name, {})})

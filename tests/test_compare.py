@@ -318,11 +318,12 @@ def test_a_pair_prints_a_ratio_that_is_a_number():
 
 
 def test_the_best_on_an_edge_is_noticed():
-    tried = [{"learning_rate": 0.1, "b1": 0.9}, {"learning_rate": 0.2, "b1": 0.8}]
-    tried.append({"learning_rate": 0.4, "b1": 0.85})
+    pairs = [(0.1, 0.9), (0.2, 0.8), (0.4, 0.85), (0.3, 0.86), (0.25, 0.87)]
+    tried = [{"learning_rate": rate, "b1": b1} for rate, b1 in pairs]
     assert search.on_edge(tried[1], tried) == {"b1": "lowest"}
     assert search.on_edge(tried[2], tried) == {"learning_rate": "highest"}
-    assert search.on_edge({"b1": 0.5}, [{"b1": 0.5}]) == {}
+    assert search.on_edge(tried[4], tried) == {}
+    assert search.on_edge(tried[2], tried[:4]) == {}, "four values are no search"
 
 
 def test_the_range_beyond_an_edge_is_half_as_wide_and_touches_it():

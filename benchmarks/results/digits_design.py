@@ -69,7 +69,7 @@ def main() -> None:
         print(describe(name, resolved, rise), flush=True)
 
 
-def describe(name: str, resolved: list[dict[str, Any]], rise: float) -> str:
+def describe(name: str, resolved: list[Mapping[str, Any]], rise: float) -> str:
     """A variant in a line."""
     columns = {"noise_over_slope": ".3f", "seconds_for_1.05": ".0f", "metric": ".4f"}
     cells = [" / ".join(format(row[key], form) for row in resolved) for key, form in columns.items()]
