@@ -110,8 +110,10 @@ def test_disturbed_at_random_moments_a_command_makes_what_it_makes_undisturbed(
             if not left or left[-1][1] != name:
                 break
             of = whole[name]
+            begin = time.monotonic()
             if not disturb(of.words, out, left[-1][0], moments.uniform(0, of.seconds)):
-                of.seconds *= 0.9  # it ended before: the machine is faster than it was
+                # It ended before: the machine is faster than it was.
+                of.seconds = min(0.9 * of.seconds, time.monotonic() - begin)
                 break
             left.pop()
         require_equal(whole[name].words, out, whole[name].found)

@@ -177,7 +177,7 @@ def test_run_id_depends_on_all_that_determines_the_trial(tiny):
             dataclasses.replace(base, problem=changed(base.problem, **change))
             for change in (
                 {"temperature": 7.0},
-                {"version": 2},
+                {"version": 99},
                 {"student": TASKS["digits"].student},
                 {"mix": None},
                 {"augment": dataclasses.replace(tiny.augment, rotation=6.0)},
