@@ -558,6 +558,6 @@ def _log_ends(trials: Sequence[Trial], out: Path, metric: str) -> Iterator[float
 
 
 def _is_lost(record: records.Record) -> bool:
-    last = record.measurements[-1]
+    """Whether it has not finished, or what decides is not finite."""
     finished = record.end is not None and record.end["status"] == "finished"
-    return not finished or None in last.values()  # not finite
+    return not finished or record.measurements[-1][record.header["decides"]] is None

@@ -467,9 +467,8 @@ def test_students_of_a_block_make_the_pilot_about_precise_enough(pair_of, monkey
     assert comparison.FEWEST_STUDENTS <= few < many <= comparison.LARGEST
 
 
-def test_a_finished_student_without_a_number_at_its_end_is_lost(tiny, out):
-    record = records.Record(
-        path=Path("x"), header={}, measurements=[{"test_kl": 1.0}, {"test_kl": None}],
-        end={"status": "finished"}, errors=[],
-    )  # fmt: skip
+def test_a_finished_student_without_a_number_at_its_end_is_lost():
+    rows, end = [{"test_kl": 1.0}, {"test_kl": None}], {"status": "finished"}
+    record = records.Record(Path("x"), {"decides": "test_kl"}, rows, end, [])
     assert comparison._is_lost(record)
+    assert not comparison._is_lost(record._replace(measurements=[*rows, {"test_kl": 0.5, "other": None}]))
