@@ -471,4 +471,5 @@ def test_a_finished_student_without_a_number_at_its_end_is_lost():
     rows, end = [{"test_kl": 1.0}, {"test_kl": None}], {"status": "finished"}
     record = records.Record(Path("x"), {"decides": "test_kl"}, rows, end, [])
     assert comparison._is_lost(record)
-    assert not comparison._is_lost(record._replace(measurements=[*rows, {"test_kl": 0.5, "other": None}]))
+    rows = [*rows, {"test_kl": 0.5, "another": None}]
+    assert not comparison._is_lost(record._replace(measurements=rows))
